@@ -1,0 +1,69 @@
+// What an instruction set offers: one table of kernels, each a few plain function pointers.
+//
+// This header and everything it includes is compiled into the per-ISA units. It holds plain data only: no templates, no
+// inline functions with external linkage, nothing of std, so that no code built with an ISA's flags can be shared with
+// the rest of the program by the linker.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "quanto/types.h"
+
+namespace quanto::kernels {
+
+/// One matmul call, checked and completed. Shapes as in matmul.h; M, N, K > 0.
+struct MatmulArgs {
+  const void* x;                ///< M rows of K activations
+  std::int64_t x_stride;        ///< elements between rows of x
+  DType x_dtype;                ///< of x, bias and y
+  QType qtype;
+  const std::uint8_t* w;        ///< codes or packed codes
+  const void* scale;
+  const void* shift;            ///< null for 8-bit qtypes
+  DType scale_dtype;            ///< of scale and of a floating shift
+  ShiftKind shift_kind;
+  const void* bias;             ///< N elements or null
+  void* y;                      ///< contiguous M x N
+  std::int64_t M, N, K;
+  std::int64_t group_size;      ///< codes that share a scale: K when there is one scale per channel
+  std::int64_t groups;          ///< K / group_size
+  std::int64_t packed_rows;     ///< rows of the packed matrix of group_size columns (affine), else N
+  std::int64_t scale_step;      ///< scales from one (channel, group) to the next: 1, or 0 for a single scale
+  void* workspace;              ///< MatmulKernel::workspace_bytes, 64-byte aligned, shared by all threads
+};
+
+/// One way to multiply. `run` computes units [begin, end) of `unit_count`; units write disjoint parts of y, and the
+/// bytes they write do not depend on the partition, so any thread may take any unit.
+struct MatmulKernel {
+  const char* name;                                     ///< the regime: "few_rows", "panel", "reference"
+  bool (*supports)(const MatmulArgs&);                  ///< whether it serves this shape; decides the seams in M
+  std::size_t (*workspace_bytes)(const MatmulArgs&);    ///< for prepared activations
+  void (*prepare)(const MatmulArgs&, std::int64_t m_begin, std::int64_t m_end);  ///< fills the workspace by rows of x
+  std::size_t (*scratch_bytes)(const MatmulArgs&);      ///< per thread, 64-byte aligned
+  std::int64_t (*unit_count)(const MatmulArgs&);
+  void (*run)(const MatmulArgs&, void* scratch, std::int64_t begin, std::int64_t end);
+};
+
+/// Kernels of one (qtype, activation dtype), best first; `supports` of the first that says yes decides.
+struct MatmulKernels {
+  const MatmulKernel* list;
+  int count;
+};
+
+/// One instruction set. Cells that it leaves empty, and shapes that its kernels do not support, are served by the next
+/// less capable instruction set; the portable one serves everything.
+struct KernelTable {
+  Isa isa;
+  MatmulKernels matmul[kQTypeCount][kDTypeCount];
+};
+
+}  // namespace quanto::kernels
+
+// Each unit exports its table under this name and nothing else.
+extern "C" {
+extern const quanto::kernels::KernelTable quanto_kernels_portable;
+extern const quanto::kernels::KernelTable quanto_kernels_avx2;
+extern const quanto::kernels::KernelTable quanto_kernels_avx512;
+extern const quanto::kernels::KernelTable quanto_kernels_avx512_bf16;
+}
