@@ -29,16 +29,16 @@ void quantize_affine(const ConstMatrix& base, QType qtype, Axis axis, const void
                      std::uint8_t* codes);
 
 /// quantize_affine followed by pack, without the intermediate codes. `packed`: packed_rows(rows) x cols bytes.
-void quantize_affine_packed(const ConstMatrix& base, QType qtype, Axis axis, const void* scale,
-                            const ConstShift& shift, std::uint8_t* packed);
+void quantize_affine_packed(const ConstMatrix& base, QType qtype, Axis axis, const void* scale, const ConstShift& shift,
+                            std::uint8_t* packed);
 
 /// scale * code, rounded to `dtype`, saturating to the largest finite number if scale and code are finite.
 /// `codes`: rows x cols bytes of an 8-bit qtype. `out`: rows x cols elements of `dtype`, the dtype of `scale`.
 void dequantize_symmetric(const void* codes, QType qtype, std::int64_t rows, std::int64_t cols, Axis axis,
                           const void* scale, DType dtype, void* out);
 
-/// scale * code - shift (floating) or scale * (code - shift) (integer), each step rounded to `dtype`, saturating as above.
-/// `codes`: rows x cols bytes, one code each. `out`: rows x cols elements of `dtype`, the dtype of `scale`.
+/// scale * code - shift (floating) or scale * (code - shift) (integer), each step rounded to `dtype`, saturating as
+/// above. `codes`: rows x cols bytes, one code each. `out`: rows x cols elements of `dtype`, the dtype of `scale`.
 void dequantize_affine(const std::uint8_t* codes, QType qtype, std::int64_t rows, std::int64_t cols, Axis axis,
                        const void* scale, const ConstShift& shift, DType dtype, void* out);
 

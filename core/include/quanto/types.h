@@ -1,4 +1,5 @@
-// The enumerations that every layer shares. Includes nothing but <cstdint>, so that the per-ISA kernel units may use it.
+// The enumerations that every layer shares. Includes nothing but <cstdint>, so that the per-ISA kernel units may use
+// it.
 #pragma once
 
 #include <cstdint>

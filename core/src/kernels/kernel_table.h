@@ -14,33 +14,33 @@ namespace quanto::kernels {
 
 /// One matmul call, checked and completed. Shapes as in matmul.h; M, N, K > 0.
 struct MatmulArgs {
-  const void* x;                ///< M rows of K activations
-  std::int64_t x_stride;        ///< elements between rows of x
-  DType x_dtype;                ///< of x, bias and y
+  const void* x;          ///< M rows of K activations
+  std::int64_t x_stride;  ///< elements between rows of x
+  DType x_dtype;          ///< of x, bias and y
   QType qtype;
-  const std::uint8_t* w;        ///< codes or packed codes
+  const std::uint8_t* w;  ///< codes or packed codes
   const void* scale;
-  const void* shift;            ///< null for 8-bit qtypes
-  DType scale_dtype;            ///< of scale and of a floating shift
+  const void* shift;  ///< null for 8-bit qtypes
+  DType scale_dtype;  ///< of scale and of a floating shift
   ShiftKind shift_kind;
-  const void* bias;             ///< N elements or null
-  void* y;                      ///< contiguous M x N
+  const void* bias;  ///< N elements or null
+  void* y;           ///< contiguous M x N
   std::int64_t M, N, K;
-  std::int64_t group_size;      ///< codes that share a scale: K when there is one scale per channel
-  std::int64_t groups;          ///< K / group_size
-  std::int64_t packed_rows;     ///< rows of the packed matrix of group_size columns (affine), else N
-  std::int64_t scale_step;      ///< scales from one (channel, group) to the next: 1, or 0 for a single scale
-  void* workspace;              ///< MatmulKernel::workspace_bytes, 64-byte aligned, shared by all threads
+  std::int64_t group_size;   ///< codes that share a scale: K when there is one scale per channel
+  std::int64_t groups;       ///< K / group_size
+  std::int64_t packed_rows;  ///< rows of the packed matrix of group_size columns (affine), else N
+  std::int64_t scale_step;   ///< scales from one (channel, group) to the next: 1, or 0 for a single scale
+  void* workspace;           ///< MatmulKernel::workspace_bytes, 64-byte aligned, shared by all threads
 };
 
 /// One way to multiply. `run` computes units [begin, end) of `unit_count`; units write disjoint parts of y, and the
 /// bytes they write do not depend on the partition, so any thread may take any unit.
 struct MatmulKernel {
-  const char* name;                                     ///< the regime: "few_rows", "panel", "reference"
-  bool (*supports)(const MatmulArgs&);                  ///< whether it serves this shape; decides the seams in M
-  std::size_t (*workspace_bytes)(const MatmulArgs&);    ///< for prepared activations
+  const char* name;                                   ///< the regime: "few_rows", "panel", "reference"
+  bool (*supports)(const MatmulArgs&);                ///< whether it serves this shape; decides the seams in M
+  std::size_t (*workspace_bytes)(const MatmulArgs&);  ///< for prepared activations
   void (*prepare)(const MatmulArgs&, std::int64_t m_begin, std::int64_t m_end);  ///< fills the workspace by rows of x
-  std::size_t (*scratch_bytes)(const MatmulArgs&);      ///< per thread, 64-byte aligned
+  std::size_t (*scratch_bytes)(const MatmulArgs&);                               ///< per thread, 64-byte aligned
   std::int64_t (*unit_count)(const MatmulArgs&);
   void (*run)(const MatmulArgs&, void* scratch, std::int64_t begin, std::int64_t end);
 };
@@ -56,6 +56,8 @@ struct MatmulKernels {
 struct KernelTable {
   Isa isa;
   MatmulKernels matmul[kQTypeCount][kDTypeCount];
+  /// Exact dot products of int8 codes: sums[r] = x * w_r for `rows` rows of w, K codes apart.
+  void (*int8_dots)(const std::int8_t* x, const std::int8_t* w, std::int64_t K, std::int64_t rows, std::int32_t* sums);
 };
 
 }  // namespace quanto::kernels

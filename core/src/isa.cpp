@@ -1,0 +1,94 @@
+#include "quanto/isa.h"
+
+#include <array>
+#include <atomic>
+#include <cstdlib>
+#include <string>
+
+#include "kernels/registry.h"
+#include "quanto/error.h"
+
+namespace quanto {
+namespace {
+
+#if defined(__x86_64__)
+// __builtin_cpu_supports also asks whether the operating system saves the registers.
+bool cpu_has(Isa isa) {
+  __builtin_cpu_init();
+  switch (isa) {
+    case Isa::portable:
+      return true;
+    case Isa::avx2:
+      return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+    case Isa::avx512:
+      return cpu_has(Isa::avx2) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    case Isa::avx512_bf16:
+      return cpu_has(Isa::avx512) && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
+             __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+  }
+  return false;
+}
+#else
+bool cpu_has(Isa isa) { return isa == Isa::portable; }
+#endif
+
+IsaInfo describe(Isa isa, std::string_view name, std::string_view needs) {
+  const bool compiled = kernels::is_compiled(isa);
+  return {isa, name, needs, compiled, compiled && cpu_has(isa)};
+}
+
+const std::array<IsaInfo, kIsaCount>& table() {
+  static const std::array<IsaInfo, kIsaCount> isas = {
+      describe(Isa::portable, "portable", "any CPU"),
+      describe(Isa::avx2, "avx2", "AVX2, FMA, F16C, BMI2"),
+      describe(Isa::avx512, "avx512", "AVX-512 F, BW, VL, DQ"),
+      describe(Isa::avx512_bf16, "avx512_bf16", "AVX-512 F, BW, VL, DQ, VNNI, BF16, VBMI, VBMI2"),
+  };
+  return isas;
+}
+
+Isa most_capable() {
+  Isa best = Isa::portable;
+  for (const IsaInfo& info : table()) {
+    if (info.supported) best = info.isa;
+  }
+  return best;
+}
+
+Isa supported_by_name(const char* function, std::string_view name) {
+  std::string known;
+  for (const IsaInfo& info : table()) {
+    if (info.supported && info.name == name) return info.isa;
+    if (info.supported) known += (known.empty() ? "" : ", ") + std::string(info.name);
+  }
+  throw Error(std::string("[") + function + "] isa: got '" + std::string(name) +
+              "', expected one that this build and this CPU support: " + known);
+}
+
+Isa default_isa() {
+  const char* wanted = std::getenv("QUANTO_ISA");
+  return wanted != nullptr && *wanted != '\0' ? supported_by_name("QUANTO_ISA", wanted) : most_capable();
+}
+
+constexpr int kNotForced = -1;
+std::atomic<int> forced{kNotForced};
+
+}  // namespace
+
+std::span<const IsaInfo> isas() { return table(); }
+
+Isa active_isa() {
+  const int choice = forced.load(std::memory_order_relaxed);
+  if (choice != kNotForced) return static_cast<Isa>(choice);
+  static const Isa chosen = default_isa();  // an exception leaves it unset, and the next call tries again
+  return chosen;
+}
+
+void force_isa(std::string_view name) {
+  forced.store(name.empty() ? kNotForced : static_cast<int>(supported_by_name("force_isa", name)));
+}
+
+std::string_view isa_name(Isa isa) { return table()[static_cast<std::size_t>(isa)].name; }
+
+}  // namespace quanto

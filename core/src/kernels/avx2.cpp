@@ -1,0 +1,3 @@
+#include "kernels/rows-inl.h"
+
+extern "C" const quanto::kernels::KernelTable quanto_kernels_avx2 = quanto::kernels::rows_table(quanto::Isa::avx2);

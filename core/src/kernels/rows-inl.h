@@ -1,0 +1,178 @@
+// The kernel that serves every shape: decode the weights of one output channel to float32 once, then take its dot
+// product with every row of activations. Written once as loops that the compiler vectorizes for the including unit.
+//
+// What it computes defines the semantics that the other kernels keep: weights are scale * code - shift in float32
+// (8-bit: the code, with the scale applied to the finished sum), so activations that are infinite or NaN give what a
+// float matmul with the dequantized weight gives.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec-inl.h"
+#include "kernels/args-inl.h"
+#include "kernels/kernel_table.h"
+
+namespace quanto::kernels {
+namespace {
+
+constexpr std::int64_t kLanes = 32;  // partial sums of a dot product, fixed so that its rounding is too
+constexpr std::int64_t kChannelsPerUnit = 8;
+
+inline float multiply_add(float a, float b, float c) {
+#ifdef __FMA__
+  return __builtin_fmaf(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+
+inline float sum_lanes(const float* lanes) {
+  float half[kLanes];
+  for (std::int64_t l = 0; l < kLanes; ++l) half[l] = lanes[l];
+  for (std::int64_t width = kLanes / 2; width > 0; width /= 2) {
+    for (std::int64_t l = 0; l < width; ++l) half[l] += half[l + width];
+  }
+  return half[0];
+}
+
+/// kRows dot products with the same weights, each in the order that a single one would take.
+template <int kRows>
+inline void dot_rows(const float* x, std::int64_t x_stride, const float* w, std::int64_t K, float* result) {
+  float lanes[kRows][kLanes] = {};
+  std::int64_t k = 0;
+  for (; k + kLanes <= K; k += kLanes) {
+    for (int m = 0; m < kRows; ++m) {
+      for (std::int64_t l = 0; l < kLanes; ++l) {
+        lanes[m][l] = multiply_add(x[m * x_stride + k + l], w[k + l], lanes[m][l]);
+      }
+    }
+  }
+  for (int m = 0; m < kRows; ++m) {
+    for (std::int64_t l = 0; l < K - k; ++l) {
+      lanes[m][l] = multiply_add(x[m * x_stride + k + l], w[k + l], lanes[m][l]);
+    }
+    result[m] = sum_lanes(lanes[m]);
+  }
+}
+
+inline void decode_int8(const std::uint8_t* codes, std::int64_t n, float* out) {
+  for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(static_cast<std::int8_t>(codes[i]));
+}
+
+template <QType kQType>
+inline void decode_float8(const std::uint8_t* codes, std::int64_t n, float* out) {
+  constexpr const Float8Format& kFormat = float8_format(kQType);
+  for (std::int64_t i = 0; i < n; ++i) out[i] = float8_to_float(kFormat, codes[i]);
+}
+
+template <int kBits>
+inline void decode_field(const std::uint8_t* bytes, std::int64_t n, int offset, ScaleOffset so, float* out) {
+  for (std::int64_t i = 0; i < n; ++i) {
+    const auto code = static_cast<std::int32_t>(std::uint32_t{bytes[i]} >> offset & ((1u << kBits) - 1));
+    out[i] = multiply_add(so.scale, static_cast<float>(code), -so.offset);
+  }
+}
+
+/// The weights of channel n over all groups. Grouped row r = n * groups + j has its codes in the field r / packed_rows
+/// of packed row r % packed_rows, whatever N is.
+template <int kBits>
+inline void decode_affine_channel(const MatmulArgs& a, std::int64_t n, float* out) {
+  for (std::int64_t j = 0; j < a.groups; ++j) {
+    const std::int64_t r = n * a.groups + j;
+    const std::uint8_t* bytes = a.w + r % a.packed_rows * a.group_size;
+    const int offset = static_cast<int>(r / a.packed_rows) * kBits;
+    decode_field<kBits>(bytes, a.group_size, offset, scale_offset(a, r), out + j * a.group_size);
+  }
+}
+
+template <QType kQType>
+inline void decode_channel(const MatmulArgs& a, std::int64_t n, float* out) {
+  if constexpr (kQType == QType::qint4) {
+    decode_affine_channel<4>(a, n, out);
+  } else if constexpr (kQType == QType::qint2) {
+    decode_affine_channel<2>(a, n, out);
+  } else if constexpr (kQType == QType::qint8) {
+    decode_int8(a.w + n * a.K, a.K, out);
+  } else {
+    decode_float8<kQType>(a.w + n * a.K, a.K, out);
+  }
+}
+
+template <QType kQType>
+void rows_run(const MatmulArgs& a, void* scratch, std::int64_t begin, std::int64_t end) {
+  constexpr int kRows = 4;
+  constexpr bool kAffine = kQType == QType::qint4 || kQType == QType::qint2;
+  const auto* x = static_cast<const float*>(a.workspace);
+  auto* w = static_cast<float*>(scratch);
+  const std::int64_t last = smaller(end * kChannelsPerUnit, a.N);
+  for (std::int64_t n = begin * kChannelsPerUnit; n < last; ++n) {
+    decode_channel<kQType>(a, n, w);
+    const float scale = kAffine ? 1.0f : channel_scale(a, n);
+    float sums[kRows];
+    std::int64_t m = 0;
+    for (; m + kRows <= a.M; m += kRows) {
+      dot_rows<kRows>(x + m * a.K, a.K, w, a.K, sums);
+      for (int i = 0; i < kRows; ++i) store_output(a, m + i, n, scale * sums[i]);
+    }
+    for (; m < a.M; ++m) {
+      dot_rows<1>(x + m * a.K, a.K, w, a.K, sums);
+      store_output(a, m, n, scale * sums[0]);
+    }
+  }
+}
+
+bool rows_supports(const MatmulArgs&) { return true; }
+std::size_t rows_workspace_bytes(const MatmulArgs& a) { return static_cast<std::size_t>(a.M * a.K) * sizeof(float); }
+std::size_t rows_scratch_bytes(const MatmulArgs& a) { return static_cast<std::size_t>(a.K) * sizeof(float); }
+std::int64_t rows_unit_count(const MatmulArgs& a) { return (a.N + kChannelsPerUnit - 1) / kChannelsPerUnit; }
+
+template <DType kDType>
+void rows_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
+  auto* out = static_cast<float*>(a.workspace);
+  for (std::int64_t m = begin; m < end; ++m) {
+    for (std::int64_t k = 0; k < a.K; ++k) out[m * a.K + k] = load_float(a.x, kDType, m * a.x_stride + k);
+  }
+}
+
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kRowsKernel = {
+    "rows",          rows_supports,   rows_workspace_bytes, rows_prepare<kDType>, rows_scratch_bytes,
+    rows_unit_count, rows_run<kQType>};
+
+template <QType kQType>
+constexpr void fill_rows_cells(KernelTable& table) {
+  auto* cells = table.matmul[static_cast<int>(kQType)];
+  cells[static_cast<int>(DType::float32)] = {&kRowsKernel<kQType, DType::float32>, 1};
+  cells[static_cast<int>(DType::bfloat16)] = {&kRowsKernel<kQType, DType::bfloat16>, 1};
+  cells[static_cast<int>(DType::float16)] = {&kRowsKernel<kQType, DType::float16>, 1};
+}
+
+/// Products of int8 codes fit int16 x int16 -> int32 multiply-adds, which this loop vectorizes to.
+void int8_dots(const std::int8_t* x, const std::int8_t* w, std::int64_t K, std::int64_t rows, std::int32_t* sums) {
+  for (std::int64_t r = 0; r < rows; ++r) {
+    const std::int8_t* row = w + r * K;
+    std::int32_t sum = 0;
+    for (std::int64_t k = 0; k < K; ++k) {
+      sum += static_cast<std::int16_t>(x[k]) * static_cast<std::int16_t>(row[k]);
+    }
+    sums[r] = sum;
+  }
+}
+
+/// A table whose every cell is the kernel of this file.
+constexpr KernelTable rows_table(Isa isa) {
+  KernelTable table{};
+  table.isa = isa;
+  table.int8_dots = int8_dots;
+  fill_rows_cells<QType::qint2>(table);
+  fill_rows_cells<QType::qint4>(table);
+  fill_rows_cells<QType::qint8>(table);
+  fill_rows_cells<QType::qfloat8_e4m3fn>(table);
+  fill_rows_cells<QType::qfloat8_e4m3fnuz>(table);
+  fill_rows_cells<QType::qfloat8_e5m2>(table);
+  return table;
+}
+
+}  // namespace
+}  // namespace quanto::kernels

@@ -1,0 +1,163 @@
+#include "quanto/parallel.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace quanto {
+namespace {
+
+constexpr std::int64_t kChunksPerThread =
+    8;  // small enough to absorb a slow core, large enough to amortize the counter
+
+struct Job {
+  std::int64_t size;
+  std::int64_t chunk;
+  ParallelBody body;
+  void* context;
+  std::atomic<std::int64_t> next{0};
+
+  void work() {
+    for (;;) {
+      const std::int64_t begin = next.fetch_add(chunk, std::memory_order_relaxed);
+      if (begin >= size) return;
+      body(context, begin, std::min(begin + chunk, size));
+    }
+  }
+};
+
+thread_local bool inside_job = false;
+
+/// Threads that wait for jobs. One job at a time; a job started inside another runs on its own thread alone.
+class Pool {
+ public:
+  explicit Pool(int threads) {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
+  }
+
+  ~Pool() {
+    {
+      std::lock_guard lock(mutex_);
+      stopping_ = true;
+    }
+    wake_.notify_all();
+    for (std::thread& worker : workers_) worker.join();
+  }
+
+  int threads() const { return static_cast<int>(workers_.size()) + 1; }
+
+  void run(Job& job) {
+    std::lock_guard one_job(run_mutex_);
+    {
+      std::lock_guard lock(mutex_);
+      job_ = &job;
+      busy_ = static_cast<int>(workers_.size());
+      ++generation_;
+    }
+    wake_.notify_all();
+    inside_job = true;
+    job.work();
+    inside_job = false;
+    std::unique_lock lock(mutex_);
+    done_.wait(lock, [this] { return busy_ == 0; });
+  }
+
+ private:
+  void loop() {
+    inside_job = true;
+    std::uint64_t seen = 0;
+    std::unique_lock lock(mutex_);
+    for (;;) {
+      wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      if (stopping_) return;
+      seen = generation_;
+      Job* job = job_;
+      lock.unlock();
+      job->work();
+      lock.lock();
+      if (--busy_ == 0) done_.notify_one();
+    }
+  }
+
+  std::vector<std::thread> workers_;
+  std::mutex run_mutex_;
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  Job* job_ = nullptr;
+  int busy_ = 0;
+  std::uint64_t generation_ = 0;
+  bool stopping_ = false;
+};
+
+int default_thread_count() {
+  if (const char* wanted = std::getenv("OMP_NUM_THREADS")) {
+    const int threads = std::atoi(wanted);
+    if (threads > 0) return threads;
+  }
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+std::mutex pool_mutex;
+Pool* pool = nullptr;
+pid_t pool_owner = 0;
+std::atomic<int> pool_width{0};
+
+int built_in_thread_count() {
+  int width = pool_width.load();
+  if (width == 0) pool_width.compare_exchange_strong(width, default_thread_count());
+  return pool_width.load();
+}
+
+/// The pool, started at first use. After a fork the parent's threads are gone: the child leaks that pool, whose mutexes
+/// may be held forever, and starts its own.
+Pool& current_pool() {
+  std::lock_guard lock(pool_mutex);
+  if (pool != nullptr && pool_owner != getpid()) pool = nullptr;
+  if (pool != nullptr && pool->threads() != built_in_thread_count()) {
+    delete pool;
+    pool = nullptr;
+  }
+  if (pool == nullptr) {
+    pool = new Pool(built_in_thread_count());
+    pool_owner = getpid();
+  }
+  return *pool;
+}
+
+void built_in_run(std::int64_t size, std::int64_t grain, ParallelBody body, void* context) {
+  const std::int64_t threads = std::min<std::int64_t>(built_in_thread_count(), (size + grain - 1) / grain);
+  if (threads <= 1 || inside_job) return body(context, 0, size);
+  Job job{size, std::max(grain, size / (threads * kChunksPerThread)), body, context};
+  current_pool().run(job);
+}
+
+std::atomic<const ParallelBackend*> backend{nullptr};
+
+}  // namespace
+
+void set_parallel_backend(const ParallelBackend& replacement) {
+  backend.store(new ParallelBackend(replacement));  // kept for ever: another thread may be using the previous one
+}
+
+void set_thread_count(int threads) { pool_width.store(std::max(1, threads)); }
+
+int thread_count() {
+  const ParallelBackend* current = backend.load();
+  return current != nullptr ? current->thread_count() : built_in_thread_count();
+}
+
+void parallel_run(std::int64_t size, std::int64_t grain, ParallelBody body, void* context) {
+  if (size <= 0) return;
+  grain = std::max<std::int64_t>(1, grain);
+  if (size <= grain) return body(context, 0, size);
+  const ParallelBackend* current = backend.load();
+  return current != nullptr ? current->run(size, grain, body, context) : built_in_run(size, grain, body, context);
+}
+
+}  // namespace quanto

@@ -1,0 +1,203 @@
+// The schemas of torch.ops.quanto, and the helpers that the operators share.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+
+#include <stdexcept>
+
+#include "quanto/pack.h"
+#include "quanto/qtype.h"
+#include "tensors.h"
+
+STABLE_TORCH_LIBRARY(quanto, m) {
+  // Names, schemas and results of the first four are those of optimum-quanto 0.2.7.
+  m.def("quantize_symmetric(Tensor base, ScalarType dtype, int? axis, Tensor scale) -> Tensor");
+  m.def("quantize_affine(Tensor base, int bits, int axis, int? group_size, Tensor scale, Tensor shift) -> Tensor");
+  m.def("unpack(Tensor self, int bits) -> Tensor");
+  m.def("qbytes_mm(Tensor A, Tensor B, Tensor scales) -> Tensor");
+
+  m.def(
+      "quantize_affine_packed(Tensor base, int bits, int axis, int? group_size, Tensor scale, Tensor shift) -> Tensor");
+  m.def("absmax_scale(Tensor base, str qtype, int? axis) -> Tensor");
+  m.def("minmax_scale(Tensor base, str qtype, int axis, int? group_size) -> (Tensor, Tensor)");
+  m.def("dequantize_symmetric(Tensor data, Tensor scale) -> Tensor");
+  m.def(
+      "dequantize_affine(Tensor data, Tensor scale, Tensor shift, int bits, int axis, int? group_size, int[] size, "
+      "bool packed) -> Tensor");
+  m.def("pack(Tensor self, int bits) -> Tensor");
+  m.def("all_finite(Tensor base) -> Tensor");
+  m.def("linear_qbytes(Tensor input, Tensor data, Tensor scale, Tensor? bias) -> Tensor");
+  m.def(
+      "linear_qbits(Tensor input, Tensor data, Tensor scale, Tensor shift, int bits, int group_size, "
+      "int out_features, Tensor? bias) -> Tensor");
+}
+
+namespace quanto::torch_ext {
+
+void fail(const char* op, const std::string& what, const std::string& got, const std::string& expected) {
+  throw std::runtime_error("[" + std::string(op) + "] " + what + ": got " + got + ", expected " + expected);
+}
+
+std::vector<std::int64_t> sizes_of(const Tensor& t) {
+  std::vector<std::int64_t> sizes(static_cast<std::size_t>(t.dim()));
+  for (std::size_t i = 0; i < sizes.size(); ++i) sizes[i] = t.size(static_cast<std::int64_t>(i));
+  return sizes;
+}
+
+namespace {
+
+std::string sizes_text(const std::vector<std::int64_t>& sizes) {
+  std::string text = "shape (";
+  for (std::size_t i = 0; i < sizes.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(sizes[i]);
+  return text + ")";
+}
+
+}  // namespace
+
+std::string shape_text(const Tensor& t) { return sizes_text(sizes_of(t)); }
+
+std::string dtype_text(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::Char:
+      return "int8";
+    case ScalarType::Byte:
+      return "uint8";
+    case ScalarType::Float8_e4m3fn:
+      return "float8_e4m3fn";
+    case ScalarType::Float8_e4m3fnuz:
+      return "float8_e4m3fnuz";
+    case ScalarType::Float8_e5m2:
+      return "float8_e5m2";
+    default:
+      return torch::headeronly::toString(dtype);
+  }
+}
+
+DType float_dtype(const char* op, const char* what, const Tensor& t) {
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    case ScalarType::Half:
+      return DType::float16;
+    default:
+      fail(op, what, dtype_text(t.scalar_type()), "float32, bfloat16 or float16");
+  }
+}
+
+QType code_qtype(const char* op, const char* what, ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Char:
+      return QType::qint8;
+    case ScalarType::Float8_e4m3fn:
+      return QType::qfloat8_e4m3fn;
+    case ScalarType::Float8_e4m3fnuz:
+      return QType::qfloat8_e4m3fnuz;
+    case ScalarType::Float8_e5m2:
+      return QType::qfloat8_e5m2;
+    default:
+      fail(op, what, dtype_text(dtype), "int8, float8_e4m3fn, float8_e4m3fnuz or float8_e5m2");
+  }
+}
+
+ScalarType scalar_type(DType dtype) {
+  return dtype == DType::float32    ? ScalarType::Float
+         : dtype == DType::bfloat16 ? ScalarType::BFloat16
+                                    : ScalarType::Half;
+}
+
+Tensor empty(const std::vector<std::int64_t>& sizes, ScalarType dtype) {
+  std::vector<std::int64_t> strides(sizes.size());
+  std::int64_t stride = 1;
+  for (std::size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = stride;
+    stride *= sizes[i] > 0 ? sizes[i] : 1;
+  }
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(),
+                               torch::stable::detail::to<std::int32_t>(torch::stable::detail::from(dtype)),
+                               aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
+}
+
+Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+Tensor with_dtype(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+
+MatrixShape matrix_shape(const char* op, const std::vector<std::int64_t>& sizes, std::optional<std::int64_t> axis) {
+  const auto dims = static_cast<std::int64_t>(sizes.size());
+  std::int64_t numel = 1;
+  for (const std::int64_t size : sizes) numel *= size;
+  if (!axis.has_value()) return {1, numel, Axis::tensor};
+  if (*axis != 0 && *axis != -1 && *axis != dims - 1) {
+    fail(op, "axis", std::to_string(*axis), "0 (the first dimension), -1 (the last one) or None");
+  }
+  if (dims < 2) fail(op, "base", sizes_text(sizes), "at least 2 dimensions to quantize along one of them");
+  if (*axis == 0) return {sizes[0], sizes[0] == 0 ? 0 : numel / sizes[0], Axis::first};
+  const std::int64_t last = sizes.back();
+  return {last == 0 ? 0 : numel / last, last, Axis::last};
+}
+
+Grouping grouping(const char* op, const std::vector<std::int64_t>& sizes, std::int64_t axis,
+                  std::optional<std::int64_t> group_size) {
+  Grouping g{matrix_shape(op, sizes, axis)};
+  if (!group_size.has_value()) return g;
+  const bool first = g.matrix.axis == Axis::first;
+  const std::int64_t along = first ? g.matrix.cols : g.matrix.rows;
+  if (*group_size <= 0 || along % *group_size != 0) {
+    fail(op, "group_size", std::to_string(*group_size), "a divisor of " + std::to_string(along));
+  }
+  g.group_size = *group_size;
+  g.groups = along / *group_size;
+  g.matrix = first ? MatrixShape{g.matrix.rows * g.groups, *group_size, Axis::first}
+                   : MatrixShape{*group_size, g.matrix.cols * g.groups, Axis::last};
+  return g;
+}
+
+std::vector<std::int64_t> grouped_sizes(const Grouping& g, const std::vector<std::int64_t>& sizes) {
+  return g.group_size == 0 ? sizes : std::vector<std::int64_t>{g.matrix.rows, g.matrix.cols};
+}
+
+Tensor grouped_base(const Tensor& base, const Grouping& g) {
+  Tensor dense = as_contiguous(base);
+  if (g.group_size == 0 || g.matrix.axis == Axis::first) return dense;
+  Tensor out = empty({g.matrix.rows, g.matrix.cols}, base.scalar_type());
+  const std::int64_t cols = g.groups == 0 ? 0 : g.matrix.cols / g.groups;
+  group_last(dense.const_data_ptr(), dense.element_size(), g.groups, g.group_size, cols, out.mutable_data_ptr());
+  return out;
+}
+
+ShiftTensor shift_tensor(const char* op, const Tensor& shift, ScalarType scale_dtype, std::int64_t count) {
+  check_count(op, "shift", shift, count);
+  const ScalarType dtype = shift.scalar_type();
+  if (dtype == ScalarType::Byte || dtype == ScalarType::Char) {
+    Tensor dense = as_contiguous(shift);
+    const void* data = dense.const_data_ptr();
+    return {dense, {data, ShiftKind::integer}};
+  }
+  float_dtype(op, "shift", shift);
+  Tensor dense = as_contiguous(with_dtype(shift, scale_dtype));
+  const void* data = dense.const_data_ptr();
+  return {dense, {data, ShiftKind::floating}};
+}
+
+void check_count(const char* op, const char* what, const Tensor& t, std::int64_t count) {
+  if (t.numel() != count) fail(op, what, shape_text(t), std::to_string(count) + " elements");
+}
+
+QType affine_qtype(const char* op, std::int64_t bits) {
+  if (bits != 2 && bits != 4) fail(op, "bits", std::to_string(bits), "2 or 4");
+  return bits == 4 ? QType::qint4 : QType::qint2;
+}
+
+}  // namespace quanto::torch_ext

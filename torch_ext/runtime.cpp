@@ -1,0 +1,121 @@
+// What Python asks of the core without tensors, as plain C functions for ctypes, and torch's threads for the core.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <string>
+
+#include "quanto/error.h"
+#include "quanto/isa.h"
+#include "quanto/matmul.h"
+#include "quanto/parallel.h"
+#include "quanto/qtype.h"
+
+namespace {
+
+int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+/// torch cuts a range into one part per thread; here each of its threads takes small parts until none is left, so that
+/// a slow core does not hold up the others.
+void run_on_torch_threads(std::int64_t size, std::int64_t grain, quanto::ParallelBody body, void* context) {
+  constexpr std::int64_t kChunksPerThread = 8;
+  const std::int64_t threads = std::min<std::int64_t>(torch_threads(), (size + grain - 1) / grain);
+  if (threads <= 1) return body(context, 0, size);
+  const std::int64_t chunk = std::max(grain, size / (threads * kChunksPerThread));
+  std::atomic<std::int64_t> next{0};
+  torch::stable::parallel_for(0, threads, 1, [&](std::int64_t, std::int64_t) {
+    for (;;) {
+      const std::int64_t begin = next.fetch_add(chunk, std::memory_order_relaxed);
+      if (begin >= size) return;
+      body(context, begin, std::min(begin + chunk, size));
+    }
+  });
+}
+
+const bool registered = [] {
+  quanto::set_parallel_backend({run_on_torch_threads, torch_threads});
+  return true;
+}();
+
+thread_local std::string last_error;
+
+std::string quoted(std::string_view text) { return "\"" + std::string(text) + "\""; }
+const char* truth(bool value) { return value ? "true" : "false"; }
+
+}  // namespace
+
+#define QUANTO_EXPORT extern "C" __attribute__((visibility("default")))
+
+/// The message of the last function of this file that failed on this thread.
+QUANTO_EXPORT const char* quanto_last_error() { return last_error.c_str(); }
+
+/// The table of qtypes, as a JSON array.
+QUANTO_EXPORT const char* quanto_qtypes_json() {
+  static const std::string json = [] {
+    std::string out;
+    for (const quanto::QTypeInfo& q : quanto::qtypes()) {
+      out += std::string(out.empty() ? "[" : ", ") + "{\"name\": " + quoted(q.name) +
+             ", \"bits\": " + std::to_string(q.bits) + ", \"is_floating_point\": " + truth(q.is_floating_point) +
+             ", \"storage\": " + quoted(q.storage) + ", \"qmin\": " + std::to_string(q.qmin) +
+             ", \"qmax\": " + std::to_string(q.qmax) + "}";
+    }
+    return out + "]";
+  }();
+  return json.c_str();
+}
+
+/// The instruction sets, as a JSON array.
+QUANTO_EXPORT const char* quanto_isas_json() {
+  static const std::string json = [] {
+    std::string out;
+    for (const quanto::IsaInfo& i : quanto::isas()) {
+      out += std::string(out.empty() ? "[" : ", ") + "{\"name\": " + quoted(i.name) +
+             ", \"requires\": " + quoted(i.requires_) + ", \"compiled\": " + truth(i.compiled) +
+             ", \"supported\": " + truth(i.supported) + "}";
+    }
+    return out + "]";
+  }();
+  return json.c_str();
+}
+
+/// The name of the active instruction set, or null with a message in quanto_last_error.
+QUANTO_EXPORT const char* quanto_active_isa() {
+  try {
+    return quanto::isa_name(quanto::active_isa()).data();
+  } catch (const quanto::Error& error) {
+    last_error = error.what();
+    return nullptr;
+  }
+}
+
+/// 0, or -1 with a message in quanto_last_error.
+QUANTO_EXPORT int quanto_force_isa(const char* name) {
+  try {
+    quanto::force_isa(name);
+    return 0;
+  } catch (const quanto::Error& error) {
+    last_error = error.what();
+    return -1;
+  }
+}
+
+/// The kernel that a linear layer runs: "<isa>/<qtype>/<dtype>/<regime>", or null with a message in quanto_last_error.
+/// `dtype`: 0 float32, 1 bfloat16, 2 float16. The string is valid until the next call on this thread.
+QUANTO_EXPORT const char* quanto_kernel_name(const char* qtype, int dtype, std::int64_t M, std::int64_t N,
+                                             std::int64_t K, std::int64_t group_size) {
+  thread_local std::string name;
+  try {
+    quanto::ActivationView x{nullptr, static_cast<quanto::DType>(dtype), M, K};
+    quanto::WeightView w{};
+    w.qtype = quanto::qtype_from_name(qtype);
+    w.out_features = N;
+    w.in_features = K;
+    w.group_size = group_size;
+    w.scale_dtype = x.dtype;
+    name = quanto::matmul_kernel_name(x, w);
+    return name.c_str();
+  } catch (const quanto::Error& error) {
+    last_error = error.what();
+    return nullptr;
+  }
+}

@@ -1,0 +1,1 @@
+// An empty stand-in for libtorch_cpu.so, to link against.
