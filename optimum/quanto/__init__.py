@@ -1,0 +1,82 @@
+"""Quantization of PyTorch models: weights to int8, int4, int2 or float8, activations to int8 or float8.
+
+Names are imported when they are first used: `optimum-cli` imports this package at every start.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+
+__version__ = "1.0.0"
+
+# Where each public name lives.
+_HOMES = {
+    "calibrate": ["Calibration", "absmax_scale"],
+    "report": ["Coverage", "coverage"],
+    "library": ["is_extension_available"],
+    "nn": [
+        "QConv2d",
+        "QLayerNorm",
+        "QLinear",
+        "QModuleMixin",
+        "quantize_module",
+        "register_qmodule",
+    ],
+    "quantization": ["freeze", "quantization_map", "quantize", "requantize"],
+    "tensor": [
+        "AbsmaxOptimizer",
+        "ActivationQBytesTensor",
+        "AffineOptimizer",
+        "HqqOptimizer",
+        "MaxOptimizer",
+        "Optimizer",
+        "PackedTensor",
+        "QBitsTensor",
+        "QBytesTensor",
+        "QTensor",
+        "SymmetricOptimizer",
+        "WeightQBitsTensor",
+        "WeightQBytesTensor",
+        "axis_to_dim",
+        "dtype_info",
+        "group",
+        "grouped_shape",
+        "qfallback",
+        "qfloat8",
+        "qfloat8_e4m3fn",
+        "qfloat8_e4m3fnuz",
+        "qfloat8_e5m2",
+        "qint2",
+        "qint4",
+        "qint8",
+        "qtype",
+        "qtypes",
+        "quantize_activation",
+        "quantize_weight",
+        "ungroup",
+    ],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted(_HOME_OF)
+
+if TYPE_CHECKING:
+    from .calibrate import *  # noqa: F403
+    from .library import *  # noqa: F403
+    from .nn import *  # noqa: F403
+    from .quantization import *  # noqa: F403
+    from .report import *  # noqa: F403
+    from .tensor import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{home}")
+    importlib.import_module(f"{__name__}.integrations").install()
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

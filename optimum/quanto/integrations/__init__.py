@@ -1,0 +1,29 @@
+"""Hooks into other libraries, installed once both sides are loaded."""
+
+import logging
+import sys
+
+
+logger = logging.getLogger(__name__)
+_tried: set[str] = set()
+
+
+def install() -> None:
+    """Install the hooks of every library that is imported by now; log it where a library is not as expected."""
+    if "transformers.quantizers.quantizer_quanto" not in sys.modules or "transformers" in _tried:
+        return
+    _tried.add("transformers")
+    version = getattr(sys.modules.get("transformers"), "__version__", "unknown")
+    try:
+        from .transformers import extend_quantizer
+
+        extend_quantizer()
+    except ImportError as error:
+        logger.warning(
+            "transformers %s: its loading is not that of transformers 5 (%s); models loaded with a QuantoConfig "
+            "cannot be saved",
+            version,
+            error,
+        )
+    else:
+        logger.info("transformers %s: models loaded with a QuantoConfig can be saved and reloaded", version)

@@ -1,0 +1,43 @@
+"""Quantized linear layers."""
+
+import torch
+from torch import Tensor
+
+from ..tensor import Optimizer, WeightQBitsTensor, WeightQBytesTensor, qtype
+from .qmodule import QModuleMixin, register_qmodule
+
+
+__all__ = ["QLinear"]
+
+
+@register_qmodule(torch.nn.Linear)
+class QLinear(QModuleMixin, torch.nn.Linear):
+    """`torch.nn.Linear` with a quantized weight. Frozen, its forward is one operator."""
+
+    @classmethod
+    def qcreate(
+        cls,
+        module: torch.nn.Module,
+        weights: qtype | None,
+        activations: qtype | None = None,
+        optimizer: Optimizer | None = None,
+        device: torch.device | None = None,
+    ) -> "QLinear":
+        assert isinstance(module, torch.nn.Linear)
+        return cls(
+            module.in_features,
+            module.out_features,
+            module.bias is not None,
+            dtype=module.weight.dtype,
+            device=device,
+            weights=weights,
+            activations=activations,
+            optimizer=optimizer,
+            quantize_input=True,
+        )
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.qweight
+        if isinstance(weight, WeightQBitsTensor | WeightQBytesTensor):
+            return weight.linear(input, self.bias)
+        return torch.nn.functional.linear(input, self.weight, self.bias)

@@ -1,0 +1,192 @@
+"""The operators as compositions of ordinary torch operators, for every device without kernels of its own.
+
+`torch.compile` fuses them there. On the CPU they never run: the compiled library serves it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .fakes import grouped_shape, packed_rows
+from .library import qtype_table
+
+
+_QTYPES = {row["name"]: row for row in qtype_table()}
+
+
+def _group(base: Tensor, axis: int, group_size: int | None) -> Tensor:
+    if group_size is None:
+        return base
+    if axis == 0:
+        return base.reshape(-1, group_size)
+    columns = base.shape[-1]
+    return base.reshape(-1, group_size, columns).permute(1, 2, 0).reshape(group_size, -1)
+
+
+def _ungroup(grouped: Tensor, axis: int, group_size: int | None, size: Sequence[int]) -> Tensor:
+    if group_size is None or axis == 0:
+        return grouped.reshape(size)
+    return grouped.reshape(group_size, size[-1], -1).permute(2, 0, 1).reshape(size)
+
+
+def _other_dims(base: Tensor, axis: int) -> list[int]:
+    return list(range(1, base.ndim)) if axis == 0 else list(range(base.ndim - 1))
+
+
+def _keep_positive(scale: Tensor, range_is_empty: Tensor) -> Tensor:
+    smallest = torch.finfo(scale.dtype).smallest_normal * torch.finfo(scale.dtype).eps
+    return torch.where((scale == 0) & ~range_is_empty, smallest, scale)
+
+
+def absmax_scale(base: Tensor, qtype: str, axis: int | None) -> Tensor:
+    absmax = base.abs().amax() if axis is None else base.abs().amax(_other_dims(base, axis), keepdim=True)
+    return _keep_positive(absmax / _QTYPES[qtype]["qmax"], absmax == 0)
+
+
+def minmax_scale(base: Tensor, qtype: str, axis: int, group_size: int | None) -> tuple[Tensor, Tensor]:
+    grouped = _group(base, axis, group_size)
+    low, high = (
+        torch.aminmax(grouped.flatten(1), dim=1)
+        if axis == 0
+        else torch.aminmax(grouped.reshape(-1, grouped.shape[-1]), dim=0)
+    )
+    levels = 2 ** _QTYPES[qtype]["bits"] - 1
+    extent = high - low
+    wide = (high.double() - low.double()) / levels if extent.device.type != "mps" else high / levels - low / levels
+    scale = torch.where(extent.isinf() & low.isfinite() & high.isfinite(), wide.to(base.dtype), extent / levels)
+    shape = [1] * grouped.ndim
+    shape[0 if axis == 0 else -1] = -1
+    return _keep_positive(scale, high == low).reshape(shape), (-low).reshape(shape)
+
+
+def quantize_symmetric(base: Tensor, dtype: torch.dtype, axis: int | None, scale: Tensor) -> Tensor:
+    ratio = torch.where(scale == 0, 0.0, base / scale)
+    if dtype.is_floating_point:
+        info = torch.finfo(dtype)
+        return ratio.clamp(info.min, info.max).to(dtype)
+    return torch.nan_to_num(ratio.round(), nan=0.0).clamp(-128, 127).to(dtype)
+
+
+def quantize_affine(
+    base: Tensor, bits: int, axis: int, group_size: int | None, scale: Tensor, shift: Tensor
+) -> Tensor:
+    grouped = _group(base, axis, group_size)
+    if shift.dtype.is_floating_point:
+        total = grouped + shift
+        ratio = torch.where(total.isinf(), (0.5 * grouped + 0.5 * shift) / (0.5 * scale), total / scale)
+        codes = torch.where(scale == 0, 0.0, ratio).round()
+    else:
+        codes = torch.where(scale == 0, 0.0, grouped / scale).round() + shift
+    return torch.nan_to_num(codes, nan=0.0).clamp(0, 2**bits - 1).to(torch.uint8)
+
+
+def pack(self: Tensor, bits: int) -> Tensor:
+    per_byte, rows = 8 // bits, packed_rows(self.shape[0], bits)
+    padding = self.new_zeros((per_byte * rows - self.shape[0], *self.shape[1:]))
+    fields = torch.cat([self, padding]).reshape(per_byte, rows, *self.shape[1:])
+    packed = fields[0].clone()
+    for index in range(1, per_byte):
+        packed |= fields[index] << (bits * index)
+    return packed
+
+
+def unpack(self: Tensor, bits: int) -> Tensor:
+    mask = 2**bits - 1
+    return torch.cat([(self >> offset) & mask for offset in range(0, 8, bits)])
+
+
+def quantize_affine_packed(
+    base: Tensor, bits: int, axis: int, group_size: int | None, scale: Tensor, shift: Tensor
+) -> Tensor:
+    return pack(quantize_affine(base, bits, axis, group_size, scale, shift), bits)
+
+
+def _saturate(value: Tensor, *operands: Tensor) -> Tensor:
+    info = torch.finfo(value.dtype)
+    finite = operands[0].isfinite()
+    for operand in operands[1:]:
+        finite = finite & operand.isfinite()
+    return torch.where(finite, value.clamp(info.min, info.max), value)
+
+
+def dequantize_symmetric(data: Tensor, scale: Tensor) -> Tensor:
+    codes = data.to(scale.dtype)
+    return _saturate(scale * codes, scale, codes)
+
+
+def dequantize_affine(
+    data: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    axis: int,
+    group_size: int | None,
+    size: Sequence[int],
+    packed: bool,
+) -> Tensor:
+    codes = data
+    if packed:
+        codes = unpack(data, bits)[: grouped_shape(size, axis, group_size)[0]]
+    values = codes.to(scale.dtype)
+    if shift.dtype.is_floating_point:
+        product = scale * values
+        halved = 0.5 * scale * values - 0.5 * shift
+        result = torch.where(product.isinf() & scale.isfinite() & shift.isfinite(), 2 * halved, product - shift)
+        result = _saturate(result, scale, shift)
+    else:
+        result = _saturate(scale * (values - shift.to(scale.dtype)), scale)
+    return _ungroup(result, axis, group_size, size)
+
+
+def all_finite(base: Tensor) -> Tensor:
+    return base.isfinite().all()
+
+
+def qbytes_mm(A: Tensor, B: Tensor, scales: Tensor) -> Tensor:
+    if A.dtype == torch.int8 and B.dtype == torch.int8:
+        # Sums of integer products are exact in float64, which every torch device but MPS multiplies.
+        wide = torch.float32 if A.device.type == "mps" else torch.float64
+        sums = torch.matmul(A.to(wide), B.to(wide).t()).to(torch.float32)
+        return (sums * scales.flatten().to(torch.float32)).to(scales.dtype)
+    return linear_qbytes(A.to(scales.dtype), B, scales, None)
+
+
+def linear_qbytes(input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    weight = dequantize_symmetric(data, scale).to(input.dtype)
+    return torch.nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
+
+
+def linear_qbits(
+    input: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    bias: Tensor | None,
+) -> Tensor:
+    size = (out_features, input.shape[-1])
+    weight = dequantize_affine(data, scale, shift, bits, 0, group_size or None, size, True).to(input.dtype)
+    return torch.nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
+
+
+def register() -> None:
+    """Register every composition for the devices that have no kernel of their own."""
+    for composition in (
+        quantize_symmetric,
+        quantize_affine,
+        quantize_affine_packed,
+        absmax_scale,
+        minmax_scale,
+        dequantize_symmetric,
+        dequantize_affine,
+        pack,
+        unpack,
+        all_finite,
+        qbytes_mm,
+        linear_qbytes,
+        linear_qbits,
+    ):
+        torch.library.impl(f"quanto::{composition.__name__}", "default", composition)

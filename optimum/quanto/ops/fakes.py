@@ -1,0 +1,127 @@
+"""Shapes and dtypes of the operators' results, for tracing (`torch.compile`, `torch.export`, the meta device)."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import library as _library  # noqa: F401  (defines the operators)
+
+
+def packed_rows(rows: int, bits: int) -> int:
+    """Rows of a packed tensor: `rows` codes of `bits` bits along the first dimension, 8 / bits to a byte."""
+    per_byte = 8 // bits
+    return (rows + per_byte - 1) // per_byte
+
+
+def scale_shape(shape: Sequence[int], axis: int | None) -> tuple[int, ...]:
+    """The shape of the scales of a tensor quantized along `axis`: ones, but for that dimension."""
+    if axis is None:
+        return ()
+    kept = axis % len(shape)
+    return tuple(size if dim == kept else 1 for dim, size in enumerate(shape))
+
+
+def grouped_shape(shape: Sequence[int], axis: int, group_size: int | None) -> tuple[int, ...]:
+    """The shape of a tensor cut into groups of `group_size`: (groups, group_size) for axis 0, transposed for -1."""
+    if group_size is None:
+        return tuple(shape)
+    groups = math.prod(shape) // group_size
+    return (groups, group_size) if axis == 0 else (group_size, groups)
+
+
+def _quantize_symmetric(base: Tensor, dtype: torch.dtype, axis: int | None, scale: Tensor) -> Tensor:
+    return torch.empty(base.shape, dtype=dtype, device=base.device)
+
+
+def _quantize_affine(
+    base: Tensor, bits: int, axis: int, group_size: int | None, scale: Tensor, shift: Tensor
+) -> Tensor:
+    return torch.empty(grouped_shape(base.shape, axis, group_size), dtype=torch.uint8, device=base.device)
+
+
+def _quantize_affine_packed(
+    base: Tensor, bits: int, axis: int, group_size: int | None, scale: Tensor, shift: Tensor
+) -> Tensor:
+    shape = grouped_shape(base.shape, axis, group_size)
+    return torch.empty((packed_rows(shape[0], bits), *shape[1:]), dtype=torch.uint8, device=base.device)
+
+
+def _absmax_scale(base: Tensor, qtype: str, axis: int | None) -> Tensor:
+    return base.new_empty(scale_shape(base.shape, axis))
+
+
+def _minmax_scale(base: Tensor, qtype: str, axis: int, group_size: int | None) -> tuple[Tensor, Tensor]:
+    shape = scale_shape(grouped_shape(base.shape, axis, group_size), axis)
+    return base.new_empty(shape), base.new_empty(shape)
+
+
+def _dequantize_symmetric(data: Tensor, scale: Tensor) -> Tensor:
+    return torch.empty(data.shape, dtype=scale.dtype, device=data.device)
+
+
+def _dequantize_affine(
+    data: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    axis: int,
+    group_size: int | None,
+    size: Sequence[int],
+    packed: bool,
+) -> Tensor:
+    return scale.new_empty(size)
+
+
+def _pack(self: Tensor, bits: int) -> Tensor:
+    return self.new_empty((packed_rows(self.shape[0], bits), *self.shape[1:]))
+
+
+def _unpack(self: Tensor, bits: int) -> Tensor:
+    return self.new_empty((self.shape[0] * (8 // bits), *self.shape[1:]))
+
+
+def _all_finite(base: Tensor) -> Tensor:
+    return torch.empty((), dtype=torch.bool, device=base.device)
+
+
+def _qbytes_mm(A: Tensor, B: Tensor, scales: Tensor) -> Tensor:
+    return torch.empty((*A.shape[:-1], B.shape[0]), dtype=scales.dtype, device=A.device)
+
+
+def _linear_qbytes(input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+    return input.new_empty((*input.shape[:-1], data.shape[0]))
+
+
+def _linear_qbits(
+    input: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    bias: Tensor | None,
+) -> Tensor:
+    return input.new_empty((*input.shape[:-1], out_features))
+
+
+def register() -> None:
+    """Register every function of this file as the fake of the operator of its name."""
+    for fake in (
+        _quantize_symmetric,
+        _quantize_affine,
+        _quantize_affine_packed,
+        _absmax_scale,
+        _minmax_scale,
+        _dequantize_symmetric,
+        _dequantize_affine,
+        _pack,
+        _unpack,
+        _all_finite,
+        _qbytes_mm,
+        _linear_qbytes,
+        _linear_qbits,
+    ):
+        torch.library.register_fake(f"quanto::{fake.__name__.removeprefix('_')}", fake)

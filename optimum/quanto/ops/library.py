@@ -1,0 +1,103 @@
+"""The shared library: where it is, and what it tells without tensors."""
+
+import ctypes
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+LIBRARY_NAME = "libquanto_ops.so"
+
+_DTYPE_INDEX = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
+@lru_cache(maxsize=1)
+def library_path() -> Path:
+    """Path of the operator library.
+
+    The environment variable `QUANTO_LIBRARY` names it; else it lies in a folder of the package (an editable install
+    keeps it apart from the Python files).
+
+    Raises:
+        ImportError: there is none.
+    """
+    named = os.environ.get("QUANTO_LIBRARY")
+    if named:
+        candidates = [Path(named)]
+    else:
+        import optimum.quanto
+
+        candidates = [Path(folder) / LIBRARY_NAME for folder in optimum.quanto.__path__]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise ImportError(
+        f"[quanto] operator library: got none of {', '.join(map(str, candidates))}, expected the compiled "
+        f"{LIBRARY_NAME}. Install the package again: pip install --no-build-isolation ."
+    )
+
+
+@lru_cache(maxsize=1)
+def _functions() -> ctypes.CDLL:
+    functions = ctypes.CDLL(str(library_path()))
+    for name in ("quanto_qtypes_json", "quanto_isas_json", "quanto_active_isa", "quanto_last_error"):
+        getattr(functions, name).restype = ctypes.c_char_p
+    functions.quanto_force_isa.argtypes = [ctypes.c_char_p]
+    functions.quanto_kernel_name.restype = ctypes.c_char_p
+    functions.quanto_kernel_name.argtypes = [ctypes.c_char_p, ctypes.c_int, *[ctypes.c_int64] * 4]
+    return functions
+
+
+def _text(value: bytes | None) -> str:
+    if value is None:
+        raise ValueError(_functions().quanto_last_error().decode())
+    return value.decode()
+
+
+def qtype_table() -> list[dict[str, Any]]:
+    """The rows of the core's qtype table: name, bits, is_floating_point, storage, qmin, qmax."""
+    return list(json.loads(_text(_functions().quanto_qtypes_json())))
+
+
+def isas() -> list[dict[str, Any]]:
+    """The instruction sets that kernels exist for: name, requires, compiled, supported."""
+    return list(json.loads(_text(_functions().quanto_isas_json())))
+
+
+def active_isa() -> str:
+    """Name of the instruction set whose kernels run."""
+    return _text(_functions().quanto_active_isa())
+
+
+def force_isa(name: str) -> None:
+    """Run the kernels of the instruction set called `name`; an empty name restores the default.
+
+    Raises:
+        ValueError: the name is unknown or this machine does not support it.
+    """
+    if _functions().quanto_force_isa(name.encode()) != 0:
+        raise ValueError(_functions().quanto_last_error().decode())
+
+
+def kernel_name(
+    qtype: str, dtype: torch.dtype, rows: int, out_features: int, in_features: int, group_size: int
+) -> str:
+    """The kernel that a linear layer runs on the CPU for `rows` rows of activations: `isa/qtype/dtype/regime`.
+
+    Args:
+        qtype: name of the weight's qtype.
+        dtype: of the activations: float32, bfloat16 or float16.
+        group_size: 0 for one scale per output channel.
+    """
+    return _text(
+        _functions().quanto_kernel_name(
+            qtype.encode(), _DTYPE_INDEX[dtype], rows, out_features, in_features, group_size
+        )
+    )
+
+
+torch.ops.load_library(str(library_path()))

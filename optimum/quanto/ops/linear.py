@@ -1,0 +1,121 @@
+"""Linear layers on quantized weights, with gradients for their float arguments."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _LinearQBytes(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(data, scale)
+        ctx.needs = (input.dtype, None if bias is None else bias.dtype)
+        return torch.ops.quanto.linear_qbytes(input, data, scale, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        data, scale = ctx.saved_tensors
+        weight = torch.ops.quanto.dequantize_symmetric(data, scale) if ctx.needs_input_grad[0] else None
+        input_grad, bias_grad = _float_grads(ctx, grad, weight, ctx.needs_input_grad[3])
+        return input_grad, None, None, bias_grad
+
+
+class _LinearQBits(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        data: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        bits: int,
+        group_size: int,
+        out_features: int,
+        bias: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(data, scale, shift)
+        ctx.layout = (bits, group_size, out_features, input.shape[-1])
+        ctx.needs = (input.dtype, None if bias is None else bias.dtype)
+        return torch.ops.quanto.linear_qbits(input, data, scale, shift, bits, group_size, out_features, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        weight = None
+        if ctx.needs_input_grad[0]:
+            data, scale, shift = ctx.saved_tensors
+            bits, group_size, out_features, in_features = ctx.layout
+            weight = torch.ops.quanto.dequantize_affine(
+                data, scale, shift, bits, 0, group_size or None, [out_features, in_features], True
+            )
+        input_grad, bias_grad = _float_grads(ctx, grad, weight, ctx.needs_input_grad[7])
+        return input_grad, None, None, None, None, None, None, bias_grad
+
+
+def _float_grads(
+    ctx: Any, grad: Tensor, weight: Tensor | None, bias_needs: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    input_dtype, bias_dtype = ctx.needs
+    input_grad = None if weight is None else torch.matmul(grad, weight.to(grad.dtype)).to(input_dtype)
+    bias_grad = grad.sum(tuple(range(grad.ndim - 1))).to(bias_dtype) if bias_needs else None
+    return input_grad, bias_grad
+
+
+def _needs_grad(input: Tensor, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
+
+
+def linear_qbytes(input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`input @ (scale * data).T + bias`, with gradients for `input` and `bias`.
+
+    Args:
+        input: `(..., K)`, float32, bfloat16 or float16.
+        data: `(N, K)` codes, int8 or float8.
+        scale: N elements or a single one.
+        bias: `(N,)` or None.
+
+    Returns:
+        `(..., N)` in the dtype of `input`.
+
+    Raises:
+        RuntimeError: a dtype or shape does not fit; the message names the argument.
+    """
+    # An autograd.Function costs microseconds that inference need not pay.
+    if _needs_grad(input, bias):
+        return _LinearQBytes.apply(input, data, scale, bias)
+    return torch.ops.quanto.linear_qbytes(input, data, scale, bias)
+
+
+def linear_qbits(
+    input: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """`input @ W.T + bias` for a packed 2- or 4-bit weight, with gradients for `input` and `bias`.
+
+    Args:
+        input: `(..., K)`, float32, bfloat16 or float16.
+        data: packed codes, uint8 (see `pack`).
+        scale: one element for each group of each output channel.
+        shift: the same, floating (`W = scale * code - shift`) or one byte each (`W = scale * (code - shift)`).
+        bits: 2 or 4.
+        group_size: codes that share a scale, a divisor of K; 0 for one scale per output channel.
+        out_features: N.
+        bias: `(N,)` or None.
+
+    Returns:
+        `(..., N)` in the dtype of `input`.
+
+    Raises:
+        RuntimeError: a dtype or shape does not fit; the message names the argument.
+    """
+    if _needs_grad(input, bias):
+        return _LinearQBits.apply(input, data, scale, shift, bits, group_size, out_features, bias)
+    return torch.ops.quanto.linear_qbits(input, data, scale, shift, bits, group_size, out_features, bias)

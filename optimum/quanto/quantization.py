@@ -1,0 +1,245 @@
+"""Quantizing, freezing and reloading whole models."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+
+from .nn import QModuleMixin, quantize_module
+from .nn.qmodule import is_quantizable
+from .tensor import Optimizer, QTensor, qtype
+from .tensor.qtype import as_qtype
+
+
+__all__ = ["freeze", "quantization_map", "quantize", "requantize"]
+
+Patterns = str | Sequence[str] | None
+
+
+def _pattern_list(patterns: Patterns, what: str) -> list[str] | None:
+    if patterns is None:
+        return None
+    found = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not all(isinstance(pattern, str) for pattern in found):
+        raise TypeError(f"[quantize] {what}: got {patterns!r}, expected a pattern or a list of patterns")
+    return found
+
+
+def _replace_modules(model: torch.nn.Module, replacements: Mapping[torch.nn.Module, torch.nn.Module]) -> None:
+    """Put every replacement wherever its module stands: shared modules stay shared."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child in replacements:
+                setattr(parent, name, replacements[child])
+
+
+def _quantized(
+    name: str,
+    module: torch.nn.Module,
+    weights: qtype | None,
+    activations: qtype | None,
+    optimizer: Optimizer | None,
+) -> torch.nn.Module | None:
+    qmodule = quantize_module(module, weights=weights, activations=activations, optimizer=optimizer)
+    if qmodule is None:
+        return None
+    assert isinstance(qmodule, torch.nn.Module)
+    qmodule.name = name  # type: ignore[assignment]
+    return qmodule
+
+
+def quantize(
+    model: torch.nn.Module,
+    weights: str | qtype | None = None,
+    activations: str | qtype | None = None,
+    optimizer: Optimizer | None = None,
+    include: Patterns = None,
+    exclude: Patterns = None,
+) -> None:
+    """Replace the modules of a model by quantized ones, in place.
+
+    The weights stay float until `freeze`; each forward quantizes them anew, so that the model can be calibrated and
+    trained first. Modules that are frozen already are left alone. On an error the model is unchanged.
+
+    Args:
+        model: its submodules are replaced.
+        weights: qtype of the weights or its name (`qint8`, `qint4`, `qint2`, `qfloat8`, ...), or None.
+        activations: 8-bit qtype of the activations or its name, or None. Needs calibration (see `Calibration`).
+        optimizer: scale search for the weights.
+        include: patterns as of `fnmatch`; only submodules whose name matches one are quantized.
+        exclude: patterns; submodules whose name matches one are not.
+
+    Raises:
+        ValueError: an unknown qtype, or a `model` that is itself a layer to quantize.
+        TypeError: an argument of the wrong kind.
+    """
+    weights, activations = as_qtype(weights, "weights"), as_qtype(activations, "activations")
+    included, excluded = _pattern_list(include, "include"), _pattern_list(exclude, "exclude")
+    if is_quantizable(model):
+        raise ValueError(
+            f"[quantize] model: got a {type(model).__name__}, expected a model with submodules; for a single layer "
+            "use quantize_module"
+        )
+    replacements: dict[torch.nn.Module, torch.nn.Module] = {}
+    for name, module in model.named_modules():
+        if included is not None and not any(fnmatch(name, pattern) for pattern in included):
+            continue
+        if excluded is not None and any(fnmatch(name, pattern) for pattern in excluded):
+            continue
+        if isinstance(module, QModuleMixin) and module.frozen:
+            continue
+        qmodule = _quantized(name, module, weights, activations, optimizer)
+        if qmodule is not None:
+            replacements[module] = qmodule
+    _replace_modules(model, replacements)
+
+
+def _unfrozen(model: torch.nn.Module) -> list[tuple[str, QModuleMixin]]:
+    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, QModuleMixin)]
+    return [(name, m) for name, m in modules if m.weight_qtype is not None and not m.frozen]
+
+
+def _is_finite(weight: torch.Tensor) -> bool:
+    return weight.device.type == "meta" or bool(torch.ops.quanto.all_finite(weight.detach()))
+
+
+def freeze(model: torch.nn.Module, allow_non_finite: bool = False) -> None:
+    """Replace the float weights of all quantized modules by their quantized form.
+
+    Weights that several modules share stay shared where they are quantized alike.
+
+    Args:
+        model: a model that went through `quantize`.
+        allow_non_finite: quantize weights with NaN or infinite elements too.
+
+    Raises:
+        ValueError: a weight has NaN or infinite elements; the message names its module and no module was frozen.
+    """
+    modules = _unfrozen(model)
+    if not allow_non_finite:
+        bad = [name for name, m in modules if not _is_finite(m.weight)]
+        if bad:
+            raise ValueError(
+                f"[freeze] weight of {', '.join(bad)}: got NaN or infinite elements, expected finite ones; "
+                "pass allow_non_finite=True to quantize them anyway"
+            )
+    frozen: dict[Any, torch.Tensor] = {}
+    sources = [m.weight for _, m in modules]  # kept alive, so that no id is used twice
+    for (_, module), source in zip(modules, sources, strict=True):
+        key = (id(source), module.weight_qtype, module.weight_group_size, id(type(module.optimizer)))
+        if key in frozen:
+            module.weight = frozen[key]
+        else:
+            module.freeze()
+            frozen[key] = module.weight
+
+
+def quantization_map(model: torch.nn.Module) -> dict[str, dict[str, str]]:
+    """The qtypes of all quantized modules by name: `{"layer": {"weights": "qint4", "activations": "none"}}`."""
+    return {
+        name: {
+            "weights": "none" if m.weight_qtype is None else m.weight_qtype.name,
+            "activations": "none" if m.activation_qtype is None else m.activation_qtype.name,
+        }
+        for name, m in model.named_modules()
+        if isinstance(m, QModuleMixin)
+    }
+
+
+def _map_value(name: str, entry: Mapping[str, str], key: str) -> qtype | None:
+    value = entry.get(key, "none")
+    return None if value == "none" else as_qtype(value, f"quantization_map[{name!r}][{key!r}]")
+
+
+def _names_by_tensor(model: torch.nn.Module) -> list[list[str]]:
+    """The names of each parameter that has several."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [group for group in names.values() if len(group) > 1]
+
+
+def _set_parameter(model: torch.nn.Module, name: str, value: Any) -> None:
+    parent, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(parent), attribute, value)
+
+
+def _is_loaded(name: str, keys: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(name + ".") for key in keys)
+
+
+def _tie_again(model: torch.nn.Module, groups: list[list[str]], state_dict: Mapping[str, Any]) -> set[str]:
+    """Point the names of one tensor to the one that was loaded; returns those that needed it."""
+    tied = set()
+    for group in groups:
+        source = next((name for name in group if _is_loaded(name, state_dict)), None)
+        if source is None:
+            continue
+        for name in group:
+            if not _is_loaded(name, state_dict):
+                _set_parameter(model, name, model.get_parameter(source))
+                tied.add(name)
+    return tied
+
+
+def requantize(
+    model: torch.nn.Module,
+    state_dict: Mapping[str, Any],
+    quantization_map: Mapping[str, Mapping[str, str]],
+    device: torch.device | str | None = None,
+) -> None:
+    """Quantize a float model, which may be on the meta device, and load quantized weights into it.
+
+    Args:
+        model: a model of the architecture that was saved.
+        state_dict: the state dict of the quantized model.
+        quantization_map: what `quantization_map` returned for it.
+        device: where the model goes; by default where its parameters are, or the CPU for the meta device.
+
+    Raises:
+        ValueError: the map names a module that the model does not have or that cannot be quantized.
+        RuntimeError: tensors are missing, unexpected or of the wrong shape; the message names them.
+    """
+    if device is None:
+        first = next(model.parameters(), None)
+        device = torch.device("cpu") if first is None or first.device.type == "meta" else first.device
+    modules = dict(model.named_modules())
+    replacements: dict[torch.nn.Module, torch.nn.Module] = {}
+    ties = _names_by_tensor(model)
+    for name, entry in quantization_map.items():
+        if name not in modules:
+            raise ValueError(
+                f"[requantize] quantization_map: got module {name!r}, expected one of the model's modules"
+            )
+        weights, activations = _map_value(name, entry, "weights"), _map_value(name, entry, "activations")
+        qmodule = _quantized(name, modules[name], weights, activations, None)
+        if qmodule is None:
+            kind = type(modules[name]).__name__
+            raise ValueError(
+                f"[requantize] quantization_map: got module {name!r}, a {kind}, expected a quantizable one"
+            )
+        replacements[modules[name]] = qmodule
+    _replace_modules(model, replacements)
+    result = model.load_state_dict(dict(state_dict), strict=False, assign=True)
+    tied = _tie_again(model, ties, state_dict)
+    missing = [key for key in result.missing_keys if key not in tied]
+    on_meta = [
+        name
+        for name, t in (*model.named_parameters(), *model.named_buffers())
+        if t.device.type == "meta" and name not in missing
+    ]
+    problems = [("missing", missing), ("unexpected", result.unexpected_keys), ("left without a value", on_meta)]
+    if any(keys for _, keys in problems):
+        text = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems if keys)
+        raise RuntimeError(f"[requantize] state_dict: got keys that do not fit the model: {text}")
+    model.to(device)
+
+
+def quantized_weights(model: torch.nn.Module) -> dict[str, QTensor]:
+    """The frozen weights of a model by the name of their module."""
+    return {
+        name: m.weight
+        for name, m in model.named_modules()
+        if isinstance(m, QModuleMixin) and isinstance(m.weight, QTensor)
+    }

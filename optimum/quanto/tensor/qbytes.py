@@ -1,0 +1,40 @@
+"""8-bit quantized tensors: one byte per code, symmetric scales."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .qtensor import QTensor
+
+
+__all__ = ["QBytesTensor"]
+
+
+class _Dequantize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, t: "QBytesTensor") -> Tensor:
+        return torch.ops.quanto.dequantize_symmetric(t._data, t._scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0]
+
+
+class QBytesTensor(QTensor):
+    """`scale * code` with codes of an 8-bit qtype.
+
+    Attributes:
+        _data: the codes, int8 or float8, in the shape of the tensor.
+        _scale: a scalar, or one scale for each index of `axis`, with as many dimensions as the tensor.
+    """
+
+    inner_names = ("_data", "_scale")
+
+    _data: Tensor
+    _scale: Tensor
+
+    def dequantize(self) -> Tensor:
+        if torch.is_grad_enabled() and self.requires_grad:
+            return _Dequantize.apply(self)
+        return torch.ops.quanto.dequantize_symmetric(self._data, self._scale)

@@ -1,0 +1,71 @@
+"""Tensors of quantized numbers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .qtype import qtype
+from .wrapper import WrapperTensor
+
+
+__all__ = ["QTensor", "qfallback"]
+
+
+class QTensor(WrapperTensor):
+    """A tensor of codes of a qtype, with the scales that turn them into numbers.
+
+    Its dtype is that of the numbers. Functions without a quantized implementation see the dequantized tensor.
+    """
+
+    _qtype: qtype
+    _axis: int | None
+
+    dtype_names = ("_scale", "_shift")
+
+    @property
+    def qtype(self) -> qtype:
+        """The quantized type of the codes."""
+        return self._qtype
+
+    @property
+    def axis(self) -> int | None:
+        """The dimension that has scales of its own: 0, -1, or None for a single scale."""
+        return self._axis
+
+    def dequantize(self) -> Tensor:
+        """The numbers that the codes stand for, in the dtype of the scales. Gradients pass unchanged."""
+        raise NotImplementedError
+
+    def as_plain(self) -> Tensor:
+        return self.dequantize()
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.linear:
+            return _linear(*args, **kwargs)
+        if func is torch.equal:
+            return _equal(*args, **kwargs)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    linear = getattr(weight, "linear", None)
+    if linear is not None:
+        return linear(input, bias)
+    with torch._C.DisableTorchFunctionSubclass():
+        return qfallback(torch.nn.functional.linear, input, weight, bias)
+
+
+def _equal(input: Tensor, other: Tensor) -> bool:
+    return isinstance(input, QTensor) and input.equal(other)
+
+
+def qfallback(callable: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function with every `QTensor` in its arguments dequantized."""
+    args, kwargs = pytree.tree_map_only(QTensor, lambda t: t.dequantize(), (args, kwargs))
+    return callable(*args, **kwargs)

@@ -1,0 +1,218 @@
+"""4- and 2-bit weights."""
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ops import linear_qbits
+from ..activations.qbytes import ActivationQBytesTensor
+from ..function import QuantizedLinearFunction
+from ..grouped import grouped_shape
+from ..packed import PackedTensor
+from ..qbits import QBitsTensor
+from ..qtype import qtype as QType
+
+
+__all__ = ["WeightQBitsTensor"]
+
+
+class _Quantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, base: Tensor, qtype: QType, axis: int, group_size: int | None, scale: Tensor, shift: Tensor
+    ) -> "WeightQBitsTensor":
+        packed = torch.ops.quanto.quantize_affine_packed(base, qtype.bits, axis, group_size, scale, shift)
+        data = _packed_codes(packed, qtype, axis, group_size, base.shape)
+        return WeightQBitsTensor(qtype, axis, group_size, base.size(), base.stride(), data, scale, shift)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0], None, None, None, None, None
+
+
+def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    strides = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _packed_codes(
+    packed: Tensor, qtype: QType, axis: int, group_size: int | None, size: Sequence[int]
+) -> PackedTensor:
+    shape = tuple(size) if group_size is None else grouped_shape(size, axis, group_size)
+    return PackedTensor(packed, qtype.bits, shape, _contiguous_strides(shape))
+
+
+class WeightQBitsTensor(QBitsTensor):
+    """A weight of packed 4- or 2-bit codes (see `QBitsTensor`), quantized along its first or last axis."""
+
+    meta_names = ("_qtype", "_axis", "_group_size", "_size", "_stride")
+
+    @staticmethod
+    def __new__(
+        cls: "type[WeightQBitsTensor]",
+        qtype: QType,
+        axis: int,
+        group_size: int | None,
+        size: Sequence[int],
+        stride: Sequence[int],
+        data: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        requires_grad: bool = False,
+    ) -> "WeightQBitsTensor":
+        if not data.device == scale.device == shift.device:
+            devices = f"{data.device}, {scale.device} and {shift.device}"
+            raise ValueError(f"[WeightQBitsTensor] data, scale and shift: got devices {devices}, expected the same")
+        return torch.Tensor._make_wrapper_subclass(
+            cls, size, strides=stride, dtype=scale.dtype, device=data.device, requires_grad=requires_grad
+        )
+
+    def __init__(
+        self,
+        qtype: QType,
+        axis: int,
+        group_size: int | None,
+        size: Sequence[int],
+        stride: Sequence[int],
+        data: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        requires_grad: bool = False,
+    ) -> None:
+        self._qtype = qtype
+        self._axis = axis
+        self._group_size = group_size
+        self._size = tuple(size)
+        self._stride = tuple(stride)
+        self._data = data
+        self._scale = scale
+        self._shift = shift
+
+    @classmethod
+    def from_parts(
+        cls,
+        inner: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        size: torch.Size | None,
+        stride: tuple[int, ...] | None,
+    ) -> "WeightQBitsTensor":
+        return cls(
+            meta["_qtype"],
+            meta["_axis"],
+            meta["_group_size"],
+            meta["_size"],
+            meta["_stride"],
+            inner["_data"],
+            inner["_scale"],
+            inner["_shift"],
+        )
+
+    @classmethod
+    def create(
+        cls,
+        qtype: QType,
+        axis: int,
+        group_size: int | None,
+        size: Sequence[int],
+        stride: Sequence[int],
+        data: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        requires_grad: bool = False,
+    ) -> "WeightQBitsTensor":
+        """A weight from its codes (a `PackedTensor`, or uint8 to be packed), scales and shifts."""
+        if not isinstance(data, PackedTensor):
+            data = PackedTensor.pack(data, qtype.bits)
+        return cls(qtype, axis, group_size, size, stride, data, scale, shift, requires_grad)
+
+    @classmethod
+    def quantize(
+        cls,
+        base: Tensor,
+        qtype: QType,
+        axis: int,
+        group_size: int | None,
+        scale: Tensor,
+        shift: Tensor,
+        optimized: bool | None = True,
+    ) -> "WeightQBitsTensor":
+        """Quantize `base` with the given scales and shifts; gradients pass straight through.
+
+        Raises:
+            ValueError: the qtype has 8 bits, or the axis or the group size is not supported.
+        """
+        if qtype.bits not in (2, 4):
+            raise ValueError(f"[WeightQBitsTensor.quantize] qtype: got {qtype.name}, expected qint4 or qint2")
+        if axis not in (0, -1):
+            raise ValueError(f"[WeightQBitsTensor.quantize] axis: got {axis}, expected 0 or -1")
+        if base.ndim < 2:
+            raise ValueError(f"[WeightQBitsTensor.quantize] base: got {base.ndim} dimensions, expected at least 2")
+        along = base.numel() // max(1, base.shape[axis])
+        if group_size is not None and (group_size <= 0 or along % group_size != 0):
+            raise ValueError(
+                f"[WeightQBitsTensor.quantize] group_size: got {group_size}, expected a divisor of {along}"
+            )
+        return _Quantize.apply(base, qtype, axis, group_size, scale, shift)
+
+    @classmethod
+    def load_from_state_dict(
+        cls,
+        state_dict: MutableMapping[str, Any],
+        prefix: str,
+        qtype: QType,
+        axis: int,
+        group_size: int | None,
+        size: Sequence[int],
+        stride: Sequence[int],
+        missing_keys: list[str],
+    ) -> "WeightQBitsTensor | None":
+        """Take the parts from `state_dict`; None, and the keys in `missing_keys`, if some are not there."""
+        keys = [prefix + "_data._data", prefix + "_scale", prefix + "_shift"]
+        missing = [key for key in keys if key not in state_dict]
+        if missing:
+            missing_keys.extend(missing)
+            return None
+        packed, scale, shift = (state_dict.pop(key) for key in keys)
+        data = _packed_codes(packed, qtype, axis, group_size, size)
+        return cls(qtype, axis, group_size, size, stride, data, scale, shift)
+
+    def optimize(self) -> "WeightQBitsTensor":
+        """The weight itself: its layout is the one that the kernels read."""
+        return self
+
+    def weight_qbits_tensor(self) -> "WeightQBitsTensor":
+        """The weight itself: there are no other layouts to convert from."""
+        return self
+
+    def linear(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`input @ self.T + bias`; gradients reach the input, the bias and the float weight of an unfrozen module."""
+        if isinstance(input, ActivationQBytesTensor):
+            input = input.dequantize()
+        if torch.is_grad_enabled() and self.requires_grad:
+            return QuantizedLinearFunction.apply(input, self, bias)
+        return self.linear_forward(input, bias)
+
+    def linear_forward(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        if input.dtype != self.dtype:
+            raise RuntimeError(f"[linear] input: got {input.dtype}, expected {self.dtype}, the dtype of the weight")
+        if self._axis != 0 or self.ndim != 2 or not isinstance(self._data, PackedTensor):
+            return torch.nn.functional.linear(input, self.dequantize(), bias)
+        return linear_qbits(
+            input,
+            self._data._data,
+            self._scale,
+            self._shift,
+            self._qtype.bits,
+            self._group_size or 0,
+            self._size[0],
+            bias,
+        )
+
+
+torch.serialization.add_safe_globals([WeightQBitsTensor])

@@ -1,0 +1,190 @@
+"""8-bit weights."""
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ops import linear_qbytes
+from ..activations.qbytes import ActivationQBytesTensor
+from ..function import QuantizedLinearFunction
+from ..qbytes import QBytesTensor
+from ..qtype import qtype as QType
+from ..wrapper import WrapperTensor
+
+
+__all__ = ["WeightQBytesTensor"]
+
+
+class _Quantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, base: Tensor, qtype: QType, axis: int | None, scale: Tensor, activation_qtype: QType | None
+    ) -> "WeightQBytesTensor":
+        data = torch.ops.quanto.quantize_symmetric(base, dtype=qtype.dtype, axis=axis, scale=scale)
+        return WeightQBytesTensor(qtype, axis, base.size(), base.stride(), data, scale, activation_qtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads[0], None, None, None, None
+
+
+class WeightQBytesTensor(QBytesTensor):
+    """A weight of 8-bit codes (see `QBytesTensor`), quantized along its first axis, its last one or as a whole."""
+
+    meta_names = ("_qtype", "_axis", "activation_qtype")
+
+    @staticmethod
+    def __new__(
+        cls: "type[WeightQBytesTensor]",
+        qtype: QType,
+        axis: int | None,
+        size: Sequence[int],
+        stride: Sequence[int],
+        data: Tensor,
+        scale: Tensor,
+        activation_qtype: QType | None = None,
+        requires_grad: bool = False,
+    ) -> "WeightQBytesTensor":
+        if data.device != scale.device:
+            raise ValueError(f"[WeightQBytesTensor] scale: got device {scale.device}, expected {data.device}")
+        return torch.Tensor._make_wrapper_subclass(
+            cls, size, strides=stride, dtype=scale.dtype, device=data.device, requires_grad=requires_grad
+        )
+
+    def __init__(
+        self,
+        qtype: QType,
+        axis: int | None,
+        size: Sequence[int],
+        stride: Sequence[int],
+        data: Tensor,
+        scale: Tensor,
+        activation_qtype: QType | None = None,
+        requires_grad: bool = False,
+    ) -> None:
+        self._qtype = qtype
+        self._axis = axis
+        self._data = data
+        self._scale = scale
+        self.activation_qtype = activation_qtype
+
+    @classmethod
+    def from_parts(
+        cls,
+        inner: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        size: Any,
+        stride: Any,
+    ) -> "WeightQBytesTensor":
+        data = inner["_data"]
+        return cls(
+            meta["_qtype"],
+            meta["_axis"],
+            data.size() if size is None else size,
+            data.stride() if stride is None else stride,
+            data,
+            inner["_scale"],
+            meta["activation_qtype"],
+        )
+
+    @classmethod
+    def create(
+        cls,
+        qtype: QType,
+        axis: int | None,
+        size: Sequence[int],
+        stride: Sequence[int],
+        data: Tensor,
+        scale: Tensor,
+        activation_qtype: QType | None = None,
+        requires_grad: bool = False,
+    ) -> "WeightQBytesTensor":
+        """A weight from its codes and scales; there is one layout for every device."""
+        return cls(qtype, axis, size, stride, data, scale, activation_qtype, requires_grad)
+
+    @classmethod
+    def quantize(
+        cls,
+        base: Tensor,
+        qtype: QType,
+        axis: int | None,
+        scale: Tensor,
+        activation_qtype: QType | None = None,
+        optimized: bool | None = True,
+    ) -> "WeightQBytesTensor":
+        """Quantize `base` with the given scales; gradients pass straight through.
+
+        Raises:
+            ValueError: the qtype has fewer than 8 bits, or the scales do not fit the axis.
+        """
+        if qtype.bits != 8:
+            raise ValueError(f"[WeightQBytesTensor.quantize] qtype: got {qtype.name}, expected an 8-bit qtype")
+        _check_scale(base, axis, scale)
+        return _Quantize.apply(base, qtype, axis, scale, activation_qtype)
+
+    @classmethod
+    def load_from_state_dict(
+        cls,
+        state_dict: MutableMapping[str, Any],
+        prefix: str,
+        qtype: QType,
+        axis: int | None,
+        size: Sequence[int],
+        stride: Sequence[int],
+        activation_qtype: QType | None,
+        missing_keys: list[str],
+    ) -> "WeightQBytesTensor | None":
+        """Take codes and scales from `state_dict`; None, and the keys in `missing_keys`, if some are not there."""
+        missing = [prefix + name for name in cls.inner_names if prefix + name not in state_dict]
+        if missing:
+            missing_keys.extend(missing)
+            return None
+        data, scale = (state_dict.pop(prefix + name) for name in cls.inner_names)
+        return cls(qtype, axis if scale.ndim > 0 else None, size, stride, data, scale, activation_qtype)
+
+    def optimize(self) -> "WeightQBytesTensor":
+        """The weight itself: its layout is the one that the kernels read."""
+        return self
+
+    def linear(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`input @ self.T + bias`; gradients reach the input, the bias and the float weight of an unfrozen module."""
+        if torch.is_grad_enabled() and (self.requires_grad or isinstance(input, WrapperTensor)):
+            return QuantizedLinearFunction.apply(input, self, bias)
+        return self.linear_forward(input, bias)
+
+    def linear_forward(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        if isinstance(input, ActivationQBytesTensor):
+            return self._linear_of_codes(input, bias)
+        if input.dtype != self.dtype:
+            input = input.to(self.dtype)
+        if self._axis == -1 or self.ndim != 2:
+            return torch.nn.functional.linear(input, self.dequantize(), bias)
+        return linear_qbytes(input, self._data, self._scale, bias)
+
+    def _linear_of_codes(self, input: ActivationQBytesTensor, bias: Tensor | None) -> Tensor:
+        if self._axis == -1 or self.ndim != 2:
+            return torch.nn.functional.linear(input.dequantize(), self.dequantize(), bias)
+        output = torch.ops.quanto.qbytes_mm(input._data, self._data, input._scale * self._scale)
+        return output if bias is None else output + bias
+
+
+def _check_scale(base: Tensor, axis: int | None, scale: Tensor) -> None:
+    if axis is None:
+        if scale.ndim > 0:
+            raise ValueError(f"[quantize] scale: got shape {tuple(scale.shape)}, expected a scalar for axis None")
+        return
+    if base.ndim < 2:
+        raise ValueError(f"[quantize] base: got {base.ndim} dimensions, expected at least 2 to quantize per axis")
+    if axis not in (0, -1, base.ndim - 1):
+        raise ValueError(f"[quantize] axis: got {axis}, expected 0 or -1")
+    if base.shape[axis] == 1:
+        raise ValueError(f"[quantize] axis: got {axis}, of size 1 in {tuple(base.shape)}, expected a larger one")
+    expected = [1] * base.ndim
+    expected[axis] = base.shape[axis]
+    if list(scale.shape) != expected:
+        raise ValueError(f"[quantize] scale: got shape {tuple(scale.shape)}, expected {tuple(expected)}")
+
+
+torch.serialization.add_safe_globals([WeightQBytesTensor])
