@@ -8,6 +8,7 @@ import sysconfig
 
 
 def main() -> None:
+    """Print the first folder found, or nothing."""
     folders = [sysconfig.get_path("platlib"), *site.getsitepackages(), *sys.path]
     spec = importlib.util.find_spec("torch")
     if spec is not None and spec.origin is not None:
