@@ -1,0 +1,48 @@
+# Everything that a developer or a first visitor does. `make help` lists it.
+.DEFAULT_GOAL := help
+.PHONY: help setup build test lint demo bench sanitize clean
+
+python := .venv/bin/python
+cmake := .venv/bin/cmake
+jobs := $(shell nproc)
+native_sources := $(shell git ls-files CMakeLists.txt pyproject.toml core torch_ext)
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: ## install missing Debian packages and the Python environment .venv
+	@scripts/setup.sh
+
+build: setup build/python.stamp ## build the core, its tests, the command, and the Python package in place
+	@$(cmake) --preset dev > build/configure.log || (cat build/configure.log; false)
+	@$(cmake) --build --preset dev -j $(jobs)
+
+# An editable install: the Python files are those of the working tree, the library is compiled anew when its sources change.
+build/python.stamp: $(native_sources)
+	@mkdir -p build
+	@echo "build: the Python package"
+	@$(python) -m pip install --quiet --no-build-isolation --no-deps --editable . -Cbuild-dir=build/python
+	@touch $@
+
+test: build ## build and run all tests
+	@scripts/test.sh
+
+lint: build ## formatting, static analysis and types
+	@scripts/lint.sh
+
+demo: setup build/python.stamp ## quantize a real language model and compare its versions
+	@$(python) -m optimum.quanto.demo
+
+bench: build ## build and run the C++ benchmarks
+	@$(cmake) --preset release > build/configure.log || (cat build/configure.log; false)
+	@$(cmake) --build --preset release -j $(jobs)
+	@for program in build/release/bench/*_bench; do echo "== $$program"; $$program; done
+
+sanitize: setup ## run the C++ tests under AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer
+	@for preset in asan-ubsan tsan; do \
+	  $(cmake) --preset $$preset > build/configure.log && $(cmake) --build --preset $$preset -j $(jobs) && \
+	  .venv/bin/ctest --preset $$preset || exit 1; \
+	done
+
+clean: ## remove what was built
+	rm -rf build dist

@@ -1,0 +1,158 @@
+// Random matmul cases: weights, scales and activations of any type, at any byte offset, up to the end of a page.
+#pragma once
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "float_io.h"
+#include "quanto/float8.h"
+#include "quanto/matmul.h"
+#include "quanto/pack.h"
+#include "quanto/qtype.h"
+
+namespace quanto::testing {
+
+/// Bytes that end exactly at a page that may not be touched: reading or writing past them is a fault.
+class GuardedBytes {
+ public:
+  explicit GuardedBytes(std::size_t size) : size_(size) {
+    const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    mapped_ = (size + page - 1) / page * page + page;
+    base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base_ == MAP_FAILED) throw std::runtime_error("mmap failed");
+    mprotect(static_cast<char*>(base_) + mapped_ - page, page, PROT_NONE);
+    data_ = static_cast<std::uint8_t*>(base_) + mapped_ - page - size;
+  }
+  ~GuardedBytes() { munmap(base_, mapped_); }
+  GuardedBytes(const GuardedBytes&) = delete;
+  GuardedBytes& operator=(const GuardedBytes&) = delete;
+
+  std::uint8_t* data() { return data_; }
+  const std::uint8_t* data() const { return data_; }
+  std::size_t size() const { return size_; }
+
+ private:
+  std::size_t size_, mapped_;
+  void* base_;
+  std::uint8_t* data_;
+};
+
+struct CaseShape {
+  QType qtype;
+  DType x_dtype;
+  DType scale_dtype;
+  std::int64_t M, N, K;
+  std::int64_t group_size = 0;
+  ShiftKind shift_kind = ShiftKind::floating;  ///< of affine qtypes
+  bool per_tensor_scale = false;
+  bool with_bias = true;
+  std::int64_t extra_stride = 0;  ///< elements between the rows of x
+};
+
+inline std::string describe(const CaseShape& s) {
+  return std::string(qtype_info(s.qtype).name) + " x " + std::string(dtype_name(s.x_dtype)) + " scale " +
+         std::string(dtype_name(s.scale_dtype)) + " M=" + std::to_string(s.M) + " N=" + std::to_string(s.N) +
+         " K=" + std::to_string(s.K) + " g=" + std::to_string(s.group_size) +
+         (s.shift_kind == ShiftKind::integer ? " integer shift" : "") + (s.per_tensor_scale ? " per-tensor" : "") +
+         (s.with_bias ? " bias" : "") + " stride+" + std::to_string(s.extra_stride);
+}
+
+/// The buffers of one matmul, filled with random values.
+class MatmulCase {
+ public:
+  explicit MatmulCase(const CaseShape& shape, unsigned seed = 1)
+      : shape_(shape),
+        generator_(seed),
+        groups_(shape.group_size == 0 ? 1 : shape.K / shape.group_size),
+        x_(bytes(shape.M == 0 ? 0 : (shape.M - 1) * (shape.K + shape.extra_stride) + shape.K, shape.x_dtype)),
+        w_(weight_bytes()),
+        scale_(bytes(shape.per_tensor_scale ? 1 : shape.N * groups_, shape.scale_dtype)),
+        shift_(shape.shift_kind == ShiftKind::integer ? static_cast<std::size_t>(shape.N * groups_)
+                                                      : bytes(shape.N * groups_, shape.scale_dtype)),
+        bias_(bytes(shape.N, shape.x_dtype)),
+        y_(bytes(shape.M * shape.N, shape.x_dtype)) {
+    fill();
+  }
+
+  ActivationView x() const { return {x_.data(), shape_.x_dtype, shape_.M, shape_.K + shape_.extra_stride}; }
+
+  WeightView w() const {
+    WeightView w{};
+    w.qtype = shape_.qtype;
+    w.data = w_.data();
+    w.out_features = shape_.N;
+    w.in_features = shape_.K;
+    w.group_size = is_affine(shape_.qtype) ? shape_.group_size : 0;
+    w.scale = scale_.data();
+    w.scale_dtype = shape_.scale_dtype;
+    w.per_tensor_scale = shape_.per_tensor_scale;
+    w.shift = is_affine(shape_.qtype) ? shift_.data() : nullptr;
+    w.shift_kind = is_affine(shape_.qtype) ? shape_.shift_kind : ShiftKind::none;
+    return w;
+  }
+
+  const void* bias() const { return shape_.with_bias ? bias_.data() : nullptr; }
+  void* y() { return y_.data(); }
+  std::vector<std::uint8_t> result() const { return {y_.data(), y_.data() + y_.size()}; }
+  std::uint8_t* x_data() { return x_.data(); }
+  std::uint8_t* w_data() { return w_.data(); }
+  std::uint8_t* scale_data() { return scale_.data(); }
+
+  void run() {
+    std::memset(y_.data(), 0xa5, y_.size());
+    matmul(x(), w(), bias(), y());
+  }
+
+ private:
+  static std::size_t bytes(std::int64_t elements, DType dtype) {
+    return static_cast<std::size_t>(elements) * dtype_size(dtype);
+  }
+
+  std::size_t weight_bytes() const {
+    const int bits = qtype_info(shape_.qtype).bits;
+    const std::int64_t rows = shape_.N * groups_;
+    const std::int64_t cols = shape_.K / groups_;
+    return static_cast<std::size_t>((bits == 8 ? rows : packed_rows(rows, bits)) * cols);
+  }
+
+  void fill_floats(GuardedBytes& out, DType dtype, float low, float high) {
+    std::uniform_real_distribution<float> uniform(low, high);
+    const std::size_t count = out.size() / dtype_size(dtype);
+    for (std::size_t i = 0; i < count; ++i) {
+      store_float(out.data(), dtype, static_cast<std::int64_t>(i), uniform(generator_));
+    }
+  }
+
+  void fill() {
+    fill_floats(x_, shape_.x_dtype, -2.0f, 2.0f);
+    for (std::size_t i = 0; i < w_.size(); ++i) {
+      std::uint8_t code = static_cast<std::uint8_t>(generator_());
+      while (qtype_info(shape_.qtype).is_floating_point && !std::isfinite(float8_decode(shape_.qtype, code))) ++code;
+      w_.data()[i] = code;
+    }
+    fill_floats(scale_, shape_.scale_dtype, 0.001f, 0.02f);
+    if (shape_.shift_kind == ShiftKind::integer) {
+      for (std::size_t i = 0; i < shift_.size(); ++i) {
+        shift_.data()[i] = static_cast<std::uint8_t>(generator_() % (1u << qtype_info(shape_.qtype).bits));
+      }
+    } else {
+      fill_floats(shift_, shape_.scale_dtype, -0.1f, 0.1f);
+    }
+    fill_floats(bias_, shape_.x_dtype, -1.0f, 1.0f);
+  }
+
+  CaseShape shape_;
+  std::mt19937 generator_;
+  std::int64_t groups_;
+  GuardedBytes x_, w_, scale_, shift_, bias_, y_;
+};
+
+}  // namespace quanto::testing

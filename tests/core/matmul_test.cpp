@@ -1,0 +1,309 @@
+#include "quanto/matmul.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <set>
+
+#include "cases.h"
+#include "oracle.h"
+#include "quanto/error.h"
+#include "quanto/isa.h"
+#include "quanto/parallel.h"
+
+namespace quanto::testing {
+namespace {
+
+constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16};
+
+/// Runs `body` once with each instruction set of this machine.
+template <class Body>
+void for_each_isa(Body body) {
+  for (const IsaInfo& isa : isas()) {
+    if (!isa.supported) continue;
+    SCOPED_TRACE(std::string(isa.name));
+    force_isa(isa.name);
+    ASSERT_EQ(active_isa(), isa.isa);
+    body(isa);
+  }
+  force_isa("");
+}
+
+void expect_matches_oracle(const CaseShape& shape, unsigned seed = 1) {
+  MatmulCase c(shape, seed);
+  c.run();
+  EXPECT_EQ(check_matmul(c.x(), c.w(), c.bias(), c.y()), "")
+      << describe(shape) << " by " << matmul_kernel_name(c.x(), c.w());
+}
+
+/// Odd sizes on purpose: primes, and one more and one less than what kernels work on at once.
+std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
+  std::vector<CaseShape> shapes;
+  const auto add = [&](std::int64_t M, std::int64_t N, std::int64_t K, std::int64_t group_size) {
+    shapes.push_back({qtype, x_dtype, x_dtype, M, N, K, group_size});
+  };
+  for (const std::int64_t M : {1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 67}) {
+    add(M, 13, 67, 0);
+    add(M, 64, 256, 0);
+  }
+  for (const std::int64_t N : {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 63, 64, 65, 66, 127, 128, 130}) add(3, N, 192, 0);
+  for (const std::int64_t K : {1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 511}) add(2, 34, K, 0);
+  add(1, 132, 1024, 0);
+  add(40, 132, 640, 0);
+  if (!is_affine(qtype)) return shapes;
+  for (const std::int64_t group_size : {1, 7, 32, 64, 96, 128, 160}) {
+    for (const std::int64_t N : {1, 3, 6, 8, 65, 68, 72}) {
+      add(1, N, 3 * group_size, group_size);
+      add(5, N, 2 * group_size, group_size);
+      add(19, N, 4 * group_size, group_size);
+    }
+  }
+  return shapes;
+}
+
+using Cell = std::tuple<QType, DType>;
+
+class Matmul : public ::testing::TestWithParam<Cell> {
+ protected:
+  QType qtype() const { return std::get<0>(GetParam()); }
+  DType dtype() const { return std::get<1>(GetParam()); }
+
+  CaseShape shape(std::int64_t M, std::int64_t N, std::int64_t K) const {
+    CaseShape s{qtype(), dtype(), dtype(), M, N, K};
+    s.group_size = is_affine(qtype()) && K % 32 == 0 ? 32 : 0;
+    return s;
+  }
+};
+
+TEST_P(Matmul, MatchesTheOracleForAllShapes) {
+  for_each_isa([&](const IsaInfo&) {
+    for (const CaseShape& s : shapes_of(qtype(), dtype())) expect_matches_oracle(s);
+  });
+}
+
+TEST_P(Matmul, TakesEveryScaleDType) {
+  for_each_isa([&](const IsaInfo&) {
+    for (const DType scale_dtype : kDTypes) {
+      for (const std::int64_t M : {1, 6, 37}) {
+        CaseShape s = shape(M, 66, 128);
+        s.scale_dtype = scale_dtype;
+        expect_matches_oracle(s);
+      }
+    }
+  });
+}
+
+TEST_P(Matmul, TakesIntegerShiftsAndSingleScales) {
+  for_each_isa([&](const IsaInfo&) {
+    for (const std::int64_t M : {1, 6, 37}) {
+      CaseShape s = shape(M, 68, 128);
+      s.shift_kind = ShiftKind::integer;
+      s.per_tensor_scale = !is_affine(qtype());
+      expect_matches_oracle(s);
+    }
+  });
+}
+
+TEST_P(Matmul, TakesStridedRowsAndNoBias) {
+  for_each_isa([&](const IsaInfo&) {
+    for (const std::int64_t M : {1, 6, 37}) {
+      CaseShape s = shape(M, 20, 96);
+      s.extra_stride = 5;
+      s.with_bias = false;
+      expect_matches_oracle(s);
+    }
+  });
+}
+
+TEST_P(Matmul, GivesTheSameBytesForAnyNumberOfThreads) {
+  for_each_isa([&](const IsaInfo&) {
+    for (const std::int64_t M : {1, 7, 48}) {
+      std::set<std::vector<std::uint8_t>> results;
+      for (const int threads : {1, 2, 5}) {
+        set_thread_count(threads);
+        MatmulCase c(shape(M, 514, 1024));
+        c.run();
+        results.insert(c.result());
+      }
+      EXPECT_EQ(results.size(), 1u) << "M = " << M;
+    }
+    set_thread_count(2);
+  });
+}
+
+TEST_P(Matmul, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
+  for_each_isa([&](const IsaInfo&) {
+    MatmulCase batch(shape(7, 66, 256));
+    batch.run();
+    const auto all = batch.result();
+    const std::size_t row_bytes = 66 * dtype_size(dtype());
+    for (std::int64_t m = 0; m < 7; ++m) {
+      ActivationView one = batch.x();
+      one.rows = 1;
+      one.data = batch.x_data() + static_cast<std::size_t>(m * one.row_stride) * dtype_size(dtype());
+      if (matmul_kernel_name(one, batch.w()) != matmul_kernel_name(batch.x(), batch.w())) continue;
+      std::vector<std::uint8_t> y(row_bytes);
+      matmul(one, batch.w(), batch.bias(), y.data());
+      EXPECT_TRUE(std::equal(y.begin(), y.end(), all.begin() + static_cast<std::ptrdiff_t>(m * row_bytes)))
+          << "row " << m;
+    }
+  });
+}
+
+/// What a float matmul with the dequantized weight gives for one non-finite activation.
+TEST_P(Matmul, TreatsNonFiniteActivationsAsAFloatMatmulDoes) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  for_each_isa([&](const IsaInfo&) {
+    for (const float special : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
+      for (const std::int64_t M : {1, 4, 40}) {
+        MatmulCase c(shape(M, 36, 128));
+        store_float(c.x_data(), dtype(), 77, special);
+        c.run();
+        for (std::int64_t n = 0; n < 36; ++n) {
+          const double w = weight_at(c.w(), n, 77).value;
+          const double expected = static_cast<double>(special) * w;
+          const float got = load_float(c.y(), dtype(), n);
+          // Where |w| is lost in the rounding of scale * code - shift, either sign or NaN may come out.
+          if (std::fabs(w) < 1e-6) continue;
+          EXPECT_TRUE(std::isnan(expected) ? std::isnan(got) : got == static_cast<float>(expected))
+              << "n = " << n << ": got " << got << ", expected " << expected;
+        }
+      }
+    }
+  });
+}
+
+TEST_P(Matmul, KeepsTinyActivations) {
+  for_each_isa([&](const IsaInfo&) {
+    for (const std::int64_t M : {1, 4, 40}) {
+      MatmulCase c(shape(M, 36, 128));
+      const float tiny = dtype() == DType::float16 ? 0x1p-20f : 0x1p-130f;
+      for (std::int64_t i = 0; i < M * 128; ++i) store_float(c.x_data(), dtype(), i, i % 3 == 0 ? tiny : 3 * tiny);
+      c.run();
+      EXPECT_EQ(check_matmul(c.x(), c.w(), c.bias(), c.y()), "") << "M = " << M;
+    }
+  });
+}
+
+TEST_P(Matmul, RunsTheKernelsOfTheForcedInstructionSetOrBelow) {
+  for_each_isa([&](const IsaInfo& isa) {
+    MatmulCase c(shape(1, 64, 128));
+    const std::string name = matmul_kernel_name(c.x(), c.w());
+    const auto served_by = name.substr(0, name.find('/'));
+    bool at_or_below = false;
+    for (const IsaInfo& other : isas()) at_or_below |= other.isa <= isa.isa && other.name == served_by;
+    EXPECT_TRUE(at_or_below) << name;
+  });
+}
+
+INSTANTIATE_TEST_SUITE_P(AllCells, Matmul,
+                         ::testing::Combine(::testing::Values(QType::qint2, QType::qint4, QType::qint8,
+                                                              QType::qfloat8_e4m3fn, QType::qfloat8_e4m3fnuz,
+                                                              QType::qfloat8_e5m2),
+                                            ::testing::ValuesIn(kDTypes)),
+                         [](const auto& param) {
+                           return std::string(qtype_info(std::get<0>(param.param)).name) + "_" +
+                                  std::string(dtype_name(std::get<1>(param.param)));
+                         });
+
+TEST(MatmulFloat8, DecodesEveryCode) {
+  for_each_isa([](const IsaInfo&) {
+    for (const QType qtype : {QType::qfloat8_e4m3fn, QType::qfloat8_e4m3fnuz, QType::qfloat8_e5m2}) {
+      for (const DType dtype : kDTypes) {
+        for (const std::int64_t M : {1, 5, 40}) {
+          // One code per output channel: each result is that code, whatever its neighbours hold.
+          constexpr std::int64_t kK = 64;
+          std::vector<std::uint8_t> codes(256 * kK, 0);
+          for (std::int64_t n = 0; n < 256; ++n)
+            codes[static_cast<std::size_t>(n * kK + n % kK)] = static_cast<std::uint8_t>(n);
+          std::vector<float> ones(static_cast<std::size_t>(M * kK), 0.0f), y(static_cast<std::size_t>(M * 256));
+          for (std::int64_t i = 0; i < M * kK; ++i) store_float(ones.data(), dtype, i, 1.0f);
+          const float scale = 1.0f;
+          WeightView w{};
+          w.qtype = qtype;
+          w.data = codes.data();
+          w.out_features = 256;
+          w.in_features = kK;
+          w.scale = &scale;
+          w.scale_dtype = DType::float32;
+          w.per_tensor_scale = true;
+          matmul({ones.data(), dtype, M, kK}, w, nullptr, y.data());
+          for (std::int64_t i = 0; i < M * 256; ++i) {
+            const float expected = float8_decode(qtype, static_cast<std::uint8_t>(i % 256));
+            const float got = load_float(y.data(), dtype, i);
+            ASSERT_TRUE(std::isnan(expected) ? std::isnan(got) : got == expected)
+                << qtype_info(qtype).name << " " << dtype_name(dtype) << " code " << i % 256 << ": got " << got
+                << ", expected " << expected;
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST(MatmulEdges, EmptyShapes) {
+  for (const QType qtype : {QType::qint8, QType::qint4}) {
+    for (const auto& [M, N, K] : {std::tuple{0, 4, 8}, std::tuple{4, 0, 8}, std::tuple{0, 0, 0}}) {
+      MatmulCase c({qtype, DType::float32, DType::float32, M, N, K});
+      EXPECT_NO_THROW(c.run());
+    }
+    MatmulCase no_products({qtype, DType::float32, DType::float32, 3, 4, 0});
+    no_products.run();
+    EXPECT_EQ(check_matmul(no_products.x(), no_products.w(), no_products.bias(), no_products.y()), "");
+  }
+}
+
+std::string error_of(const ActivationView& x, const WeightView& w) {
+  float y[64];
+  try {
+    matmul(x, w, nullptr, y);
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST(MatmulErrors, NameTheArgument) {
+  MatmulCase c({QType::qint4, DType::float32, DType::float32, 1, 4, 64, 32});
+  WeightView w = c.w();
+  w.group_size = 48;
+  EXPECT_EQ(error_of(c.x(), w), "[matmul] group_size: got 48, expected 0 or a divisor of in_features = 64");
+  w = c.w();
+  w.shift = nullptr;
+  EXPECT_EQ(error_of(c.x(), w), "[matmul] shift: got none, expected one for each group");
+  w = c.w();
+  w.scale = nullptr;
+  EXPECT_EQ(error_of(c.x(), w), "[matmul] scale: got none, expected one for each channel or group");
+  w = c.w();
+  w.in_features = -1;
+  EXPECT_NE(error_of(c.x(), w).find("[matmul] "), std::string::npos);
+  w.in_features = std::numeric_limits<std::int64_t>::max() / 2;
+  EXPECT_NE(error_of(c.x(), w).find("[matmul] shape"), std::string::npos);
+}
+
+TEST(MatmulInt8, IsExact) {
+  for_each_isa([](const IsaInfo&) {
+    for (const auto& [M, N, K] :
+         {std::tuple{1, 1, 1}, std::tuple{3, 37, 67}, std::tuple{5, 64, 4096}, std::tuple{2, 3, 100000}}) {
+      std::mt19937 generator(7);
+      std::vector<std::int8_t> x(static_cast<std::size_t>(M * K)), w(static_cast<std::size_t>(N * K));
+      for (auto& v : x) v = static_cast<std::int8_t>(generator() % 8 == 0 ? -128 : generator());
+      for (auto& v : w) v = static_cast<std::int8_t>(generator() % 8 == 0 ? -128 : generator());
+      const float scale = 1.0f;
+      std::vector<float> y(static_cast<std::size_t>(M * N));
+      matmul_int8({x.data(), M}, {w.data(), N, K}, {&scale, DType::float32, true}, y.data());
+      for (int m = 0; m < M; ++m) {
+        for (int n = 0; n < N; ++n) {
+          std::int64_t sum = 0;
+          for (int k = 0; k < K; ++k)
+            sum += std::int64_t{x[static_cast<std::size_t>(m * K + k)]} * w[static_cast<std::size_t>(n * K + k)];
+          ASSERT_EQ(y[static_cast<std::size_t>(m * N + n)], static_cast<float>(sum)) << m << ", " << n;
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+}  // namespace quanto::testing

@@ -1,0 +1,83 @@
+// The truth that all matmul tests compare with: double precision, and a bound for each element of the result.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "float_io.h"
+#include "quanto/float8.h"
+#include "quanto/matmul.h"
+#include "quanto/qtype.h"
+
+namespace quanto::testing {
+
+/// The largest relative error of rounding once to a dtype.
+inline double unit_roundoff(DType dtype) {
+  return dtype == DType::float32 ? 0x1p-24 : dtype == DType::bfloat16 ? 0x1p-8 : 0x1p-11;
+}
+
+/// Half the smallest positive number of a dtype: the absolute error of rounding a tiny result to it.
+inline double underflow(DType dtype) {
+  return dtype == DType::float32 ? 0x1p-150 : dtype == DType::bfloat16 ? 0x1p-134 : 0x1p-25;
+}
+
+struct WeightElement {
+  double value;      ///< scale * code - shift
+  double magnitude;  ///< |scale * code| + |shift|, what the rounding errors are relative to
+};
+
+inline WeightElement weight_at(const WeightView& w, std::int64_t n, std::int64_t k) {
+  const auto* bytes = static_cast<const std::uint8_t*>(w.data);
+  if (!is_affine(w.qtype)) {
+    const std::uint8_t byte = bytes[n * w.in_features + k];
+    const double code = w.qtype == QType::qint8 ? static_cast<double>(static_cast<std::int8_t>(byte))
+                                                : static_cast<double>(float8_decode(w.qtype, byte));
+    const double scale = static_cast<double>(load_float(w.scale, w.scale_dtype, w.per_tensor_scale ? 0 : n));
+    return {scale * code, std::fabs(scale * code)};
+  }
+  const int bits = qtype_info(w.qtype).bits;
+  const std::int64_t group = w.group_size == 0 ? w.in_features : w.group_size;
+  const std::int64_t rows = w.out_features * (w.in_features / group);
+  const std::int64_t packed = (rows + 8 / bits - 1) / (8 / bits);
+  const std::int64_t row = n * (w.in_features / group) + k / group;
+  const int code = bytes[row % packed * group + k % group] >> (row / packed * bits) & ((1 << bits) - 1);
+  const double scale = static_cast<double>(load_float(w.scale, w.scale_dtype, row));
+  if (w.shift_kind == ShiftKind::integer) {
+    const double shift = static_cast<const std::uint8_t*>(w.shift)[row];
+    return {scale * (code - shift), std::fabs(scale) * (code + shift)};
+  }
+  const double shift = static_cast<double>(load_float(w.shift, w.scale_dtype, row));
+  return {scale * code - shift, std::fabs(scale * code) + std::fabs(shift)};
+}
+
+/// Compares y with x * transpose(w) + bias. Empty if every element lies within
+/// (K + 2) * 2^-24 * sum |x| * magnitude + 2 * u_out * |reference| of the reference; else the first that does not.
+/// A NaN or infinity where the reference is finite never does.
+inline std::string check_matmul(const ActivationView& x, const WeightView& w, const void* bias, const void* y) {
+  const std::int64_t K = w.in_features, N = w.out_features;
+  std::vector<WeightElement> row(static_cast<std::size_t>(K));
+  for (std::int64_t n = 0; n < N; ++n) {
+    for (std::int64_t k = 0; k < K; ++k) row[static_cast<std::size_t>(k)] = weight_at(w, n, k);
+    const double b = bias == nullptr ? 0.0 : static_cast<double>(load_float(bias, x.dtype, n));
+    for (std::int64_t m = 0; m < x.rows; ++m) {
+      double reference = b, magnitude = std::fabs(b);
+      for (std::int64_t k = 0; k < K; ++k) {
+        const double value = static_cast<double>(load_float(x.data, x.dtype, m * x.row_stride + k));
+        reference += value * row[static_cast<std::size_t>(k)].value;
+        magnitude += std::fabs(value) * row[static_cast<std::size_t>(k)].magnitude;
+      }
+      const double got = static_cast<double>(load_float(y, x.dtype, m * N + n));
+      const double bound = (static_cast<double>(K) + 2) * 0x1p-24 * magnitude +
+                           2 * unit_roundoff(x.dtype) * std::fabs(reference) + 2 * underflow(x.dtype);
+      if (!(std::fabs(got - reference) <= bound)) {
+        return "y(" + std::to_string(m) + ", " + std::to_string(n) + "): got " + std::to_string(got) + ", expected " +
+               std::to_string(reference) + " within " + std::to_string(bound);
+      }
+    }
+  }
+  return "";
+}
+
+}  // namespace quanto::testing

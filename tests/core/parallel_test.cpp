@@ -1,0 +1,75 @@
+#include "quanto/parallel.h"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <thread>
+#include <vector>
+
+namespace quanto {
+namespace {
+
+/// How often each item of [0, size) was visited.
+std::vector<int> visits(std::int64_t size, std::int64_t grain) {
+  std::vector<std::atomic<int>> counts(static_cast<std::size_t>(size));
+  parallel_for(size, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) counts[static_cast<std::size_t>(i)]++;
+  });
+  return {counts.begin(), counts.end()};
+}
+
+TEST(Parallel, VisitsEveryItemOnce) {
+  for (const int threads : {1, 2, 3, 8}) {
+    set_thread_count(threads);
+    for (const std::int64_t size : {1, 2, 63, 64, 1000}) {
+      for (const std::int64_t grain : {1, 7, 2000})
+        EXPECT_EQ(visits(size, grain), std::vector<int>(static_cast<std::size_t>(size), 1));
+    }
+  }
+}
+
+TEST(Parallel, DoesNothingForAnEmptyRange) {
+  parallel_for(0, 1, [](std::int64_t, std::int64_t) { FAIL(); });
+}
+
+TEST(Parallel, RunsNestedCallsOnTheCallingThread) {
+  set_thread_count(3);
+  std::atomic<int> total{0};
+  parallel_for(8, 1, [&](std::int64_t begin, std::int64_t end) {
+    const auto outer = std::this_thread::get_id();
+    for (std::int64_t i = begin; i < end; ++i) {
+      parallel_for(100, 1, [&](std::int64_t b, std::int64_t e) {
+        EXPECT_EQ(std::this_thread::get_id(), outer);
+        total += static_cast<int>(e - b);
+      });
+    }
+  });
+  EXPECT_EQ(total.load(), 800);
+}
+
+TEST(Parallel, ServesSeveralCallersAtOnce) {
+  set_thread_count(2);
+  std::vector<std::thread> callers;
+  for (int i = 0; i < 4; ++i) callers.emplace_back([] { EXPECT_EQ(visits(500, 1), std::vector<int>(500, 1)); });
+  for (auto& caller : callers) caller.join();
+}
+
+#if !defined(__SANITIZE_THREAD__)  // ThreadSanitizer does not support threads started after a fork
+TEST(Parallel, WorksInAForkedChild) {
+  set_thread_count(2);
+  ASSERT_EQ(visits(100, 1), std::vector<int>(100, 1));
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);  // a hang ends as a failure
+    _exit(visits(100, 1) == std::vector<int>(100, 1) ? 0 : 1);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+}
+#endif
+
+}  // namespace
+}  // namespace quanto
