@@ -26,7 +26,8 @@ from . import coverage
 PROMPT = "What is the capital of France? Answer in one sentence."
 
 # The opening of "The Time Machine" by H. G. Wells (1895), in the public domain.
-TEXT = """The Time Traveller (for so it will be convenient to speak of him) was expounding a recondite matter to us. His
+TEXT = """\
+The Time Traveller (for so it will be convenient to speak of him) was expounding a recondite matter to us. His
 pale grey eyes shone and twinkled, and his usually pale face was flushed and animated. The fire burnt brightly, and the
 soft radiance of the incandescent lights in the lilies of silver caught the bubbles that flashed and passed in our
 glasses. Our chairs, being his patents, embraced and caressed us rather than submitted to be sat upon, and there was
