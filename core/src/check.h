@@ -19,7 +19,8 @@ namespace quanto {
 }
 
 inline std::string shape_text(std::int64_t rows, std::int64_t cols) {
-  return "(" + std::to_string(rows) + ", " + std::to_string(cols) + ")";
+  std::string text = "(";
+  return text.append(std::to_string(rows)).append(", ").append(std::to_string(cols)).append(")");
 }
 
 /// Non-negative sizes whose product, in elements of 8 bytes, fits the address space.

@@ -62,11 +62,13 @@ void regroup_bytes(const char* function, const void* in, std::size_t element_siz
 
 std::int64_t packed_rows(std::int64_t rows, int bits) {
   check_bits("packed_rows", bits);
+  check_shape("packed_rows", rows, 1);
   const std::int64_t per_byte = 8 / bits;
   return rows / per_byte + (rows % per_byte != 0);
 }
 
 void pack(const std::uint8_t* codes, std::int64_t rows, std::int64_t cols, int bits, std::uint8_t* packed) {
+  check_bits("pack", bits);
   check_shape("pack", rows, cols);
   const std::int64_t step = packed_rows(rows, bits);
   const std::uint8_t mask = static_cast<std::uint8_t>((1 << bits) - 1);

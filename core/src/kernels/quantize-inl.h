@@ -1,331 +1,383 @@
-// The row kernels of quantize_table.h, written once as loops that the compiler vectorizes for the instruction set of
-// the including unit. Only IEEE additions, multiplications and divisions and integer operations: the same bytes
-// everywhere.
+// The kernels of quantize_table.h for the vector width of the including unit. Only IEEE additions, multiplications and
+// divisions and integer operations, so that every width computes the same bytes.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "codec-inl.h"
+#include "kernels/lanes-inl.h"
 #include "kernels/quantize_table.h"
+#include "kernels/scan-inl.h"
 
 namespace quanto::kernels {
 namespace {
 
-constexpr std::uint32_t kMagnitude = 0x7fffffffu;
-constexpr std::uint32_t kInfinity = 0x7f800000u;
-
 // One trait per float dtype: how it is stored, and how a float32 result is rounded to it.
 struct Float32 {
-  using Stored = float;
-  static float load(Stored v) { return v; }
-  static Stored store(float v) { return v; }
-  static float round(float v) { return v; }
+  static constexpr int kBytes = 4;
   static constexpr std::uint32_t kMaxBits = 0x7f7fffffu;
+  static FloatLanes load(const char* from, int count) { return kernels::load<FloatLanes>(from, count); }
+  static void store(char* to, FloatLanes v, int count) { kernels::store(to, v, count); }
+  static FloatLanes round(FloatLanes v) { return v; }
 };
+
 struct BFloat16 {
-  using Stored = std::uint16_t;
-  static float load(Stored v) { return bfloat16_to_float(v); }
-  static Stored store(float v) { return float_to_bfloat16(v); }
-  static float round(float v) { return load(store(v)); }
+  static constexpr int kBytes = 2;
   static constexpr std::uint32_t kMaxBits = 0x7f7f0000u;
+  static FloatLanes load(const char* from, int count) {
+    return decode_bfloat16(widen(kernels::load<WordLanes>(from, count)));
+  }
+  static void store(char* to, FloatLanes v, int count) {
+    kernels::store(to, narrow_to_words(encode_bfloat16(v)), count);
+  }
+  static FloatLanes round(FloatLanes v) { return decode_bfloat16(encode_bfloat16(v)); }
 };
+
 struct Float16 {
-  using Stored = std::uint16_t;
-  static float load(Stored v) { return float16_to_float(v); }
-  static Stored store(float v) { return float_to_float16(v); }
-  static float round(float v) { return load(store(v)); }
+  static constexpr int kBytes = 2;
   static constexpr std::uint32_t kMaxBits = 0x477fe000u;
+  static FloatLanes load(const char* from, int count) { return float16_lanes(kernels::load<WordLanes>(from, count)); }
+  static void store(char* to, FloatLanes v, int count) { kernels::store(to, float16_words(v), count); }
+  static FloatLanes round(FloatLanes v) { return float16_lanes(float16_words(v)); }
 };
 
-// Tensors mapped from files lie at any address.
-template <class T>
-inline T load_at(const void* base, std::int64_t index) {
-  T value;
-  __builtin_memcpy(&value, static_cast<const char*>(base) + index * static_cast<std::int64_t>(sizeof(T)), sizeof(T));
-  return value;
-}
-template <class T>
-inline void store_at(void* base, std::int64_t index, T value) {
-  __builtin_memcpy(static_cast<char*>(base) + index * static_cast<std::int64_t>(sizeof(T)), &value, sizeof(T));
-}
+inline FloatLanes broadcast(float v) { return FloatLanes{} + v; }
+inline FloatLanes lanes_of(std::uint32_t bits) { return float_from_bits(BitLanes{} + bits); }
+
+/// The first element of an array, in all lanes.
 template <class F>
-inline float load_float(const void* base, std::int64_t index) {
-  return F::load(load_at<typename F::Stored>(base, index));
+inline FloatLanes broadcast_first(const char* from) {
+  return broadcast(F::load(from, 1)[0]);
 }
 
-inline bool is_inf(float v) { return (bits_from_float(v) & kMagnitude) == kInfinity; }
-inline bool is_nan(float v) { return (bits_from_float(v) & kMagnitude) > kInfinity; }
-
-/// Integers that order like the floats they stand for; its own inverse.
-inline std::int32_t ordered(std::uint32_t bits) {
-  const auto i = static_cast<std::int32_t>(bits);
-  return i ^ static_cast<std::int32_t>(static_cast<std::uint32_t>(i >> 31) & kMagnitude);
-}
+inline FloatLanes widen_to_float(ByteLanes v) { return to_float((IntLanes)widen(v)); }
 
 /// Nearest integer, ties to even, for |v| <= 2^22.
-inline float round_half_even(float v) {
+inline FloatLanes round_half_even(FloatLanes v) {
   constexpr float kAnchor = 0x1.8p23f;
   return (v + kAnchor) - kAnchor;
 }
 
 /// NaN gives `low`: the comparison is false.
-inline float clamp(float v, float low, float high) {
-  const float bounded = v > low ? v : low;
-  return bounded < high ? bounded : high;
+inline FloatLanes clamp(FloatLanes v, float low, float high) {
+  const FloatLanes bounded = v > low ? v : broadcast(low);
+  return bounded < high ? bounded : broadcast(high);
 }
 
-template <class F>
-std::uint32_t absmax_of(const void* values, std::int64_t n) {
-  std::uint32_t largest = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::uint32_t bits = bits_from_float(load_float<F>(values, i)) & kMagnitude;
-    largest = bits > largest ? bits : largest;
-  }
-  return largest;
+/// NaN stays NaN.
+inline FloatLanes clamp_keeping_nan(FloatLanes v, float low, float high) {
+  const FloatLanes bounded = v < low ? broadcast(low) : v;
+  return bounded > high ? broadcast(high) : bounded;
 }
 
-template <class F>
-void column_absmax_of(const void* values, std::int64_t n, std::uint32_t* running) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::uint32_t bits = bits_from_float(load_float<F>(values, i)) & kMagnitude;
-    running[i] = bits > running[i] ? bits : running[i];
-  }
+/// The largest finite value of F where rounding carried past it, unless an operand was infinite.
+template <class F, class Mask>
+inline FloatLanes saturate(FloatLanes v, Mask operands_finite) {
+  const FloatLanes largest = float_from_bits((bits_from_float(v) & ~kMagnitudeMask) | F::kMaxBits);
+  return (is_inf(v) & operands_finite) ? largest : v;
 }
 
+/// Where the scales and shifts of a row begin: at its own element, or at the first one.
 template <class F>
-void minmax_of(const void* values, std::int64_t n, std::int32_t* lowest, std::int32_t* highest) {
-  std::int32_t low = *lowest, high = *highest;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::int32_t v = ordered(bits_from_float(load_float<F>(values, i)));
-    low = v < low ? v : low;
-    high = v > high ? v : high;
-  }
-  *lowest = low;
-  *highest = high;
+inline const char* scales_of_row(const QuantizeArgs& a, std::int64_t row) {
+  return static_cast<const char*>(a.scale) + (a.axis == Axis::first ? row * F::kBytes : 0);
 }
 
-template <class F>
-void column_minmax_of(const void* values, std::int64_t n, std::int32_t* lowest, std::int32_t* highest) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const std::int32_t v = ordered(bits_from_float(load_float<F>(values, i)));
-    lowest[i] = v < lowest[i] ? v : lowest[i];
-    highest[i] = v > highest[i] ? v : highest[i];
+inline bool is_finite(const FloatLanes& v) { return (bits_from_float(v)[0] & kMagnitudeMask) < kInfinityBits; }
+
+// 8-bit codes.
+
+template <QType kQType>
+constexpr float largest_code() {
+  switch (kQType) {
+    case QType::qfloat8_e4m3fn:
+      return 448.0f;
+    case QType::qfloat8_e4m3fnuz:
+      return 240.0f;
+    case QType::qfloat8_e5m2:
+      return 57344.0f;
+    default:
+      return 128.0f;  // the magnitude of qint8's -128
   }
 }
 
 template <QType kQType>
-inline std::uint8_t symmetric_code(float ratio) {
+inline BitLanes symmetric_codes(FloatLanes ratio) {
   if constexpr (kQType == QType::qint8) {
-    const float bounded = is_nan(ratio) ? 0.0f : clamp(ratio, -128.0f, 127.0f);
-    return static_cast<std::uint8_t>(static_cast<std::int32_t>(round_half_even(bounded)));
+    const FloatLanes number = is_nan(ratio) ? FloatLanes{} : ratio;
+    return (BitLanes)to_int(round_half_even(clamp(number, -128.0f, 127.0f))) & 0xffu;
   } else {
-    constexpr const Float8Format& kFormat = float8_format(kQType);
-    constexpr float kMax = kQType == QType::qfloat8_e4m3fn     ? 448.0f
-                           : kQType == QType::qfloat8_e4m3fnuz ? 240.0f
-                                                               : 57344.0f;
-    return float_to_float8(kFormat, is_nan(ratio) ? ratio : clamp(ratio, -kMax, kMax));
+    constexpr float kMax = largest_code<kQType>();
+    return encode_float8(float8_format(kQType), clamp_keeping_nan(ratio, -kMax, kMax));
   }
 }
 
 template <QType kQType>
-inline float code_value(std::uint8_t code) {
+inline FloatLanes symmetric_values(ByteLanes codes) {
   if constexpr (kQType == QType::qint8) {
-    return static_cast<float>(static_cast<std::int8_t>(code));
+    return to_float((IntLanes)(widen(codes) << 24) >> 24);
   } else {
-    constexpr const Float8Format& kFormat = float8_format(kQType);
-    return float8_to_float(kFormat, code);
+    return decode_float8(float8_format(kQType), widen(codes));
   }
 }
 
-template <class F, QType kQType, bool kPerElement>
-void quantize_symmetric_loop(const QuantizeRow& row) {
-  const std::int64_t n = row.n;
-  const void* values = row.values;
-  std::uint8_t* codes = row.codes_out;
-  const float first = n > 0 ? load_float<F>(row.scale, 0) : 0.0f;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float scale = kPerElement ? load_float<F>(row.scale, i) : first;
-    const float ratio = F::round(load_float<F>(values, i) / scale);
-    codes[i] = symmetric_code<kQType>(scale == 0.0f ? 0.0f : ratio);
+template <class F, QType kQType, bool kPerColumn>
+void quantize_symmetric_rows(const QuantizeArgs& args, std::int64_t begin, std::int64_t end) {
+  const QuantizeArgs a = args;  // the compiler knows that stores of codes do not change a local
+  for (std::int64_t r = begin; r < end; ++r) {
+    const char* values = static_cast<const char*>(a.values) + r * a.cols * F::kBytes;
+    std::uint8_t* codes = a.codes_out + r * a.cols;
+    const char* scales = scales_of_row<F>(a, r);
+    const FloatLanes row_scale = broadcast_first<F>(scales);
+    for_chunks(a.cols, [=](std::int64_t i, auto chunk) {
+      const FloatLanes scale = kPerColumn ? F::load(scales + i * F::kBytes, chunk.count) : row_scale;
+      const FloatLanes ratio = F::round(F::load(values + i * F::kBytes, chunk.count) / scale);
+      const BitLanes code = symmetric_codes<kQType>(scale == 0.0f ? FloatLanes{} : ratio);
+      store(codes + i, narrow_to_bytes(code), chunk.count);
+    });
   }
 }
 
-/// The largest finite value where rounding carried a finite product past it.
-template <class F>
-inline float saturate(float v, bool operands_finite) {
-  const float largest = float_from_bits((bits_from_float(v) & ~kMagnitude) | F::kMaxBits);
-  return is_inf(v) && operands_finite ? largest : v;
-}
-
-template <class F, QType kQType, bool kPerElement>
-void dequantize_symmetric_loop(const QuantizeRow& row) {
-  const std::int64_t n = row.n;
-  const std::uint8_t* codes = row.codes_in;
-  const float first = n > 0 ? load_float<F>(row.scale, 0) : 0.0f;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float scale = kPerElement ? load_float<F>(row.scale, i) : first;
-    const float value = code_value<kQType>(codes[i]);
-    const float product = saturate<F>(F::round(scale * value), !is_inf(scale) && !is_inf(value));
-    store_at(row.out, i, F::store(product));
+template <class F, QType kQType, bool kPerColumn>
+void dequantize_symmetric_rows(const QuantizeArgs& args, std::int64_t begin, std::int64_t end) {
+  const QuantizeArgs a = args;
+  for (std::int64_t r = begin; r < end; ++r) {
+    const std::uint8_t* codes = a.codes_in + r * a.cols;
+    char* out = static_cast<char*>(a.out) + r * a.cols * F::kBytes;
+    const char* scales = scales_of_row<F>(a, r);
+    const FloatLanes row_scale = broadcast_first<F>(scales);
+    // No product can overflow: nothing to saturate.
+    const bool safe = !kPerColumn && is_finite(F::round(row_scale * largest_code<kQType>()));
+    for_chunks(a.cols, [=](std::int64_t i, auto chunk) {
+      const FloatLanes scale = kPerColumn ? F::load(scales + i * F::kBytes, chunk.count) : row_scale;
+      const FloatLanes value = symmetric_values<kQType>(load<ByteLanes>(codes + i, chunk.count));
+      FloatLanes product = F::round(scale * value);
+      if (!safe) product = saturate<F>(product, ~(is_inf(scale) | is_inf(value)));
+      F::store(out + i * F::kBytes, product, chunk.count);
+    });
   }
 }
+
+// 2- and 4-bit codes. A byte holds kFields codes of rows `step` apart; unpacked codes are bytes of one field.
+
+template <class F, ShiftKind kShift>
+inline constexpr int kShiftBytes = kShift == ShiftKind::integer ? 1 : F::kBytes;
+
+template <class F, ShiftKind kShift>
+inline FloatLanes load_shift(const char* from, int count) {
+  if constexpr (kShift == ShiftKind::floating) return F::load(from, count);
+  return widen_to_float(load<ByteLanes>(from, count));
+}
+
+/// The row of values behind one field of a row of bytes.
+template <class F, ShiftKind kShift>
+struct FieldRow {
+  FieldRow(const QuantizeArgs& a, std::int64_t row)
+      : offset(row * a.cols * F::kBytes),
+        scales(scales_of_row<F>(a, row)),
+        shifts(static_cast<const char*>(a.shift) + (a.axis == Axis::first ? row * kShiftBytes<F, kShift> : 0)),
+        scale(broadcast_first<F>(scales)),
+        shift(broadcast(load_shift<F, kShift>(shifts, 1)[0])) {}
+
+  template <bool kPerColumn>
+  FloatLanes scale_at(std::int64_t i, int count) const {
+    return kPerColumn ? F::load(scales + i * F::kBytes, count) : scale;
+  }
+  template <bool kPerColumn>
+  FloatLanes shift_at(std::int64_t i, int count) const {
+    return kPerColumn ? load_shift<F, kShift>(shifts + i * kShiftBytes<F, kShift>, count) : shift;
+  }
+
+  std::int64_t offset;  ///< of its values, in bytes
+  const char* scales;
+  const char* shifts;
+  FloatLanes scale, shift;
+};
 
 /// round((base + shift) / scale), each step rounded to F. Where the sum overflows for finite operands, both sides of
-/// the division are halved first.
+/// the division are halved first; that is so rare that a branch around it is cheaper.
 template <class F>
-inline float affine_ratio(float base, float shift, float scale) {
-  const float sum = F::round(base + shift);
-  const bool overflow = is_inf(sum);
-  const float halved = 0.5f * base + 0.5f * shift;
-  return F::round((overflow ? halved : sum) / (overflow ? 0.5f * scale : scale));
+inline FloatLanes affine_ratio(FloatLanes base, FloatLanes shift, FloatLanes scale) {
+  FloatLanes sum = F::round(base + shift);
+  const auto overflow = is_inf(sum);
+  if (any(overflow)) {
+    sum = overflow ? 0.5f * base + 0.5f * shift : sum;
+    scale = overflow ? 0.5f * scale : scale;
+  }
+  return F::round(sum / scale);
 }
 
-template <class F, ShiftKind kShift, bool kPerElement>
-void quantize_affine_loop(const QuantizeRow& row) {
-  const std::int64_t n = row.n;
-  const float high = row.qtype == QType::qint4 ? 15.0f : 3.0f;
-  const int offset = row.field_offset;
-  const std::uint8_t kept = row.keep_other_fields ? 0xff : 0;
-  std::uint8_t* codes = row.codes_out;
-  const auto shift_at = [&row](std::int64_t i) {
-    if constexpr (kShift == ShiftKind::floating) return load_float<F>(row.shift, i);
-    return static_cast<float>(load_at<std::uint8_t>(row.shift, i));
-  };
-  const float first_scale = n > 0 ? load_float<F>(row.scale, 0) : 0.0f;
-  const float first_shift = n > 0 ? shift_at(0) : 0.0f;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float scale = kPerElement ? load_float<F>(row.scale, i) : first_scale;
-    const float shift = kPerElement ? shift_at(i) : first_shift;
-    const float base = load_float<F>(row.values, i);
-    float code;
-    if constexpr (kShift == ShiftKind::floating) {
-      code = round_half_even(clamp(affine_ratio<F>(base, shift, scale), 0.0f, high));
-      code = scale == 0.0f ? 0.0f : code;
-    } else {
-      // Bounded before rounding so that the integer trick of round_half_even holds; 64 is past every code and shift.
-      const float ratio = scale == 0.0f ? 0.0f : clamp(F::round(base / scale), -512.0f, 512.0f);
-      code = clamp(round_half_even(ratio) + shift, 0.0f, high);
+template <class F, ShiftKind kShift>
+inline BitLanes affine_codes(FloatLanes base, FloatLanes scale, FloatLanes shift, float high) {
+  FloatLanes code;
+  if constexpr (kShift == ShiftKind::floating) {
+    code = round_half_even(clamp(affine_ratio<F>(base, shift, scale), 0.0f, high));
+    code = scale == 0.0f ? FloatLanes{} : code;
+  } else {
+    // Bounded so that rounding and the sum are exact; 512 lies past every code and shift.
+    const FloatLanes ratio = clamp(F::round(base / scale), -512.0f, 512.0f);
+    code = clamp(round_half_even(scale == 0.0f ? FloatLanes{} : ratio) + shift, 0.0f, high);
+  }
+  return (BitLanes)to_int(code);
+}
+
+/// scale * code - shift, or scale * (code - shift).
+template <class F, ShiftKind kShift>
+inline FloatLanes affine_values(FloatLanes code, FloatLanes scale, FloatLanes shift) {
+  if constexpr (kShift == ShiftKind::integer) return F::round(scale * (code - shift));
+  return F::round(F::round(scale * code) - shift);
+}
+
+/// The same where a step may overflow although the result does not: at half size, then doubled with saturation.
+template <class F, ShiftKind kShift>
+inline FloatLanes saturated_affine_values(FloatLanes code, FloatLanes scale, FloatLanes shift) {
+  const FloatLanes plain = affine_values<F, kShift>(code, scale, shift);
+  if constexpr (kShift == ShiftKind::integer) return saturate<F>(plain, ~is_inf(scale));
+  const auto finite = ~(is_inf(scale) | is_inf(shift));
+  const FloatLanes halved = 0.5f * scale * code - 0.5f * shift;
+  return saturate<F>((is_inf(F::round(scale * code)) & finite) ? F::round(halved + halved) : plain, finite);
+}
+
+/// The rows behind one row of bytes; past the last row of the matrix there are none.
+inline int fields_present(const QuantizeArgs& a, std::int64_t byte_row, int fields) {
+  if (fields == 1) return 1;
+  int present = 0;
+  while (present < fields && byte_row + present * a.packed_rows < a.rows) ++present;
+  return present;
+}
+
+template <class F, ShiftKind kShift, bool kPerColumn, int kFields>
+void quantize_affine_rows(const QuantizeArgs& args, std::int64_t begin, std::int64_t end) {
+  const QuantizeArgs a = args;
+  const float high = a.qtype == QType::qint4 ? 15.0f : 3.0f;
+  for (std::int64_t p = begin; p < end; ++p) {
+    std::uint8_t* codes = a.codes_out + p * a.cols;
+    for (int f = 0; f < fields_present(a, p, kFields); ++f) {
+      const FieldRow<F, kShift> row(a, p + f * a.packed_rows);
+      const char* values = static_cast<const char*>(a.values) + row.offset;
+      const int position = f * (8 / kFields);
+      for_chunks(a.cols, [=](std::int64_t i, auto chunk) {
+        const FloatLanes base = F::load(values + i * F::kBytes, chunk.count);
+        const BitLanes code = affine_codes<F, kShift>(base, row.template scale_at<kPerColumn>(i, chunk.count),
+                                                      row.template shift_at<kPerColumn>(i, chunk.count), high);
+        ByteLanes bytes = narrow_to_bytes(code << position);
+        if (f > 0) bytes |= load<ByteLanes>(codes + i, chunk.count);
+        store(codes + i, bytes, chunk.count);
+      });
     }
-    const std::uint32_t field = static_cast<std::uint32_t>(static_cast<std::int32_t>(code)) << offset;
-    codes[i] = static_cast<std::uint8_t>((codes[i] & kept) | field);
   }
 }
 
-template <class F, ShiftKind kShift, bool kPerElement>
-void dequantize_affine_loop(const QuantizeRow& row) {
-  const std::int64_t n = row.n;
-  const std::uint32_t mask = row.qtype == QType::qint4 ? 15u : 3u;
-  const int offset = row.field_offset;
-  const std::uint8_t* codes = row.codes_in;
-  const auto shift_at = [&row](std::int64_t i) {
-    if constexpr (kShift == ShiftKind::floating) return load_float<F>(row.shift, i);
-    return static_cast<float>(load_at<std::uint8_t>(row.shift, i));
-  };
-  const float first_scale = n > 0 ? load_float<F>(row.scale, 0) : 0.0f;
-  const float first_shift = n > 0 ? shift_at(0) : 0.0f;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const float scale = kPerElement ? load_float<F>(row.scale, i) : first_scale;
-    const float shift = kPerElement ? shift_at(i) : first_shift;
-    const float code = static_cast<float>(static_cast<std::int32_t>(std::uint32_t{codes[i]} >> offset & mask));
-    float value;
-    if constexpr (kShift == ShiftKind::floating) {
-      const float product = F::round(scale * code);
-      const float plain = F::round(product - shift);
-      // A product past the largest value whose difference is not: take it at half size, then double with saturation.
-      const float halved = 0.5f * scale * code - 0.5f * shift;
-      const bool finite = !is_inf(scale) && !is_inf(shift);
-      value = saturate<F>(F::round(is_inf(product) && finite ? halved + halved : plain), finite);
-    } else {
-      value = saturate<F>(F::round(scale * (code - shift)), !is_inf(scale));
+template <class F, ShiftKind kShift, bool kPerColumn, int kFields>
+void dequantize_affine_rows(const QuantizeArgs& args, std::int64_t begin, std::int64_t end) {
+  const QuantizeArgs a = args;
+  const std::uint32_t mask = a.qtype == QType::qint4 ? 15u : 3u;
+  for (std::int64_t p = begin; p < end; ++p) {
+    const std::uint8_t* codes = a.codes_in + p * a.cols;
+    for (int f = 0; f < fields_present(a, p, kFields); ++f) {
+      const FieldRow<F, kShift> row(a, p + f * a.packed_rows);
+      char* out = static_cast<char*>(a.out) + row.offset;
+      const int position = f * (8 / kFields);
+      const FloatLanes bound = row.scale * 15.0f + (row.shift < 0.0f ? -row.shift : row.shift);
+      const bool safe = !kPerColumn && is_finite(F::round(bound));
+      for_chunks(a.cols, [=](std::int64_t i, auto chunk) {
+        const FloatLanes scale = row.template scale_at<kPerColumn>(i, chunk.count);
+        const FloatLanes shift = row.template shift_at<kPerColumn>(i, chunk.count);
+        const BitLanes code = widen(load<ByteLanes>(codes + i, chunk.count)) >> position & mask;
+        const FloatLanes number = to_float((IntLanes)code);
+        const FloatLanes value = safe ? affine_values<F, kShift>(number, scale, shift)
+                                      : saturated_affine_values<F, kShift>(number, scale, shift);
+        F::store(out + i * F::kBytes, value, chunk.count);
+      });
     }
-    store_at(row.out, i, F::store(value));
   }
 }
 
-// From run-time values to instantiations.
+// From run-time values to instantiations: function pointers, looked up once per call.
 
-template <class Body>
-inline auto with_dtype(DType dtype, Body body) {
-  switch (dtype) {
+using RowsFunction = void (*)(const QuantizeArgs&, std::int64_t, std::int64_t);
+
+template <class Pick>
+inline RowsFunction for_dtype(const QuantizeArgs& a, Pick pick) {
+  switch (a.dtype) {
     case DType::bfloat16:
-      return body(BFloat16{});
+      return pick(BFloat16{});
     case DType::float16:
-      return body(Float16{});
+      return pick(Float16{});
     default:
-      return body(Float32{});
+      return pick(Float32{});
   }
 }
 
 template <class F, QType kQType>
-inline void symmetric_row(const QuantizeRow& row, bool quantize) {
-  if (quantize) {
-    row.scale_step ? quantize_symmetric_loop<F, kQType, true>(row) : quantize_symmetric_loop<F, kQType, false>(row);
-  } else {
-    row.scale_step ? dequantize_symmetric_loop<F, kQType, true>(row) : dequantize_symmetric_loop<F, kQType, false>(row);
+inline RowsFunction symmetric_rows(const QuantizeArgs& a, bool quantize) {
+  if (a.axis == Axis::last) {
+    return quantize ? quantize_symmetric_rows<F, kQType, true> : dequantize_symmetric_rows<F, kQType, true>;
   }
+  return quantize ? quantize_symmetric_rows<F, kQType, false> : dequantize_symmetric_rows<F, kQType, false>;
 }
 
-inline void symmetric(const QuantizeRow& row, bool quantize) {
-  with_dtype(row.dtype, [&](auto f) {
+inline RowsFunction symmetric_function(const QuantizeArgs& a, bool quantize) {
+  return for_dtype(a, [&](auto f) {
     using F = decltype(f);
-    switch (row.qtype) {
+    switch (a.qtype) {
       case QType::qfloat8_e4m3fn:
-        return symmetric_row<F, QType::qfloat8_e4m3fn>(row, quantize);
+        return symmetric_rows<F, QType::qfloat8_e4m3fn>(a, quantize);
       case QType::qfloat8_e4m3fnuz:
-        return symmetric_row<F, QType::qfloat8_e4m3fnuz>(row, quantize);
+        return symmetric_rows<F, QType::qfloat8_e4m3fnuz>(a, quantize);
       case QType::qfloat8_e5m2:
-        return symmetric_row<F, QType::qfloat8_e5m2>(row, quantize);
+        return symmetric_rows<F, QType::qfloat8_e5m2>(a, quantize);
       default:
-        return symmetric_row<F, QType::qint8>(row, quantize);
+        return symmetric_rows<F, QType::qint8>(a, quantize);
     }
   });
 }
 
-template <class F, ShiftKind kShift>
-inline void affine_row(const QuantizeRow& row, bool quantize) {
-  if (quantize) {
-    row.scale_step ? quantize_affine_loop<F, kShift, true>(row) : quantize_affine_loop<F, kShift, false>(row);
-  } else {
-    row.scale_step ? dequantize_affine_loop<F, kShift, true>(row) : dequantize_affine_loop<F, kShift, false>(row);
+template <class F, ShiftKind kShift, int kFields>
+inline RowsFunction affine_rows(const QuantizeArgs& a, bool quantize) {
+  if (a.axis == Axis::last) {
+    return quantize ? quantize_affine_rows<F, kShift, true, kFields> : dequantize_affine_rows<F, kShift, true, kFields>;
   }
+  return quantize ? quantize_affine_rows<F, kShift, false, kFields> : dequantize_affine_rows<F, kShift, false, kFields>;
 }
 
-inline void affine(const QuantizeRow& row, bool quantize) {
-  with_dtype(row.dtype, [&](auto f) {
+template <class F, ShiftKind kShift>
+inline RowsFunction affine_rows(const QuantizeArgs& a, bool quantize) {
+  if (a.packed_rows == 0) return affine_rows<F, kShift, 1>(a, quantize);
+  return a.qtype == QType::qint4 ? affine_rows<F, kShift, 2>(a, quantize) : affine_rows<F, kShift, 4>(a, quantize);
+}
+
+inline RowsFunction affine_function(const QuantizeArgs& a, bool quantize) {
+  return for_dtype(a, [&](auto f) {
     using F = decltype(f);
-    row.shift_kind == ShiftKind::integer ? affine_row<F, ShiftKind::integer>(row, quantize)
-                                         : affine_row<F, ShiftKind::floating>(row, quantize);
+    return a.shift_kind == ShiftKind::integer ? affine_rows<F, ShiftKind::integer>(a, quantize)
+                                              : affine_rows<F, ShiftKind::floating>(a, quantize);
   });
 }
 
-std::uint32_t absmax(DType dtype, const void* values, std::int64_t n) {
-  return with_dtype(dtype, [&](auto f) { return absmax_of<decltype(f)>(values, n); });
+void quantize_symmetric(const QuantizeArgs& a, std::int64_t begin, std::int64_t end) {
+  symmetric_function(a, true)(a, begin, end);
 }
-void column_absmax(DType dtype, const void* values, std::int64_t n, std::uint32_t* running) {
-  with_dtype(dtype, [&](auto f) { column_absmax_of<decltype(f)>(values, n, running); });
+void dequantize_symmetric(const QuantizeArgs& a, std::int64_t begin, std::int64_t end) {
+  symmetric_function(a, false)(a, begin, end);
 }
-void minmax(DType dtype, const void* values, std::int64_t n, std::int32_t* lowest, std::int32_t* highest) {
-  with_dtype(dtype, [&](auto f) { minmax_of<decltype(f)>(values, n, lowest, highest); });
+void quantize_affine(const QuantizeArgs& a, std::int64_t begin, std::int64_t end) {
+  affine_function(a, true)(a, begin, end);
 }
-void column_minmax(DType dtype, const void* values, std::int64_t n, std::int32_t* lowest, std::int32_t* highest) {
-  with_dtype(dtype, [&](auto f) { column_minmax_of<decltype(f)>(values, n, lowest, highest); });
+void dequantize_affine(const QuantizeArgs& a, std::int64_t begin, std::int64_t end) {
+  affine_function(a, false)(a, begin, end);
 }
-void quantize_symmetric_row(const QuantizeRow& row) { symmetric(row, true); }
-void dequantize_symmetric_row(const QuantizeRow& row) { symmetric(row, false); }
-void quantize_affine_row(const QuantizeRow& row) { affine(row, true); }
-void dequantize_affine_row(const QuantizeRow& row) { affine(row, false); }
 
 constexpr QuantizeKernels quantize_kernels(Isa isa) {
   return {isa,
           absmax,
-          column_absmax,
           minmax,
+          column_absmax,
           column_minmax,
-          quantize_symmetric_row,
-          quantize_affine_row,
-          dequantize_symmetric_row,
-          dequantize_affine_row};
+          quantize_symmetric,
+          quantize_affine,
+          dequantize_symmetric,
+          dequantize_affine};
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// The row kernels of scale search, quantization and dequantization: one table per instruction set, plain data only, as
+// The kernels of scale search, quantization and dequantization: one table per instruction set, plain data only, as
 // kernel_table.h explains. Every table computes the same bytes.
 #pragma once
 
@@ -8,36 +8,41 @@
 
 namespace quanto::kernels {
 
-/// A run of n elements with their scales (and shifts). `scale_step` 0: all use the first scale; 1: one scale each.
-struct QuantizeRow {
-  const void* values;  ///< floats in (quantize) of `dtype`
-  void* out;           ///< floats out (dequantize) of `dtype`
+/// A matrix, its codes and its scales; one direction reads what the other one writes.
+struct QuantizeArgs {
+  const void* values;  ///< quantize: rows x cols floats of `dtype`
+  void* out;           ///< dequantize: the same
   const std::uint8_t* codes_in;
   std::uint8_t* codes_out;
-  std::int64_t n;
+  std::int64_t rows, cols;
   DType dtype;  ///< of values, out, scale and a floating shift
   QType qtype;
+  Axis axis;
   const void* scale;
-  const void* shift;
-  ShiftKind shift_kind;  ///< none for the symmetric functions
-  std::int64_t scale_step;
-  int field_offset;        ///< affine: bit position of the code in its byte
-  bool keep_other_fields;  ///< affine quantize: or into codes_out instead of storing
+  const void* shift;         ///< null for 8-bit qtypes
+  ShiftKind shift_kind;      ///< none for 8-bit qtypes
+  std::int64_t packed_rows;  ///< affine: rows of the packed matrix (pack.h); 0: one code per byte
 };
 
 struct QuantizeKernels {
   Isa isa;
-  /// Largest bit pattern of |x|, as float32 bits; NaN patterns compare above infinity.
-  std::uint32_t (*absmax)(DType dtype, const void* values, std::int64_t n);
-  /// running[c] = max(running[c], |values[c]|), in float32 bits.
-  void (*column_absmax)(DType dtype, const void* values, std::int64_t n, std::uint32_t* running);
-  /// Extremes in `ordered` form: float32 bits mapped to integers of the same order (NaN beyond infinity).
-  void (*minmax)(DType dtype, const void* values, std::int64_t n, std::int32_t* lowest, std::int32_t* highest);
-  void (*column_minmax)(DType dtype, const void* values, std::int64_t n, std::int32_t* lowest, std::int32_t* highest);
-  void (*quantize_symmetric)(const QuantizeRow& row);
-  void (*quantize_affine)(const QuantizeRow& row);
-  void (*dequantize_symmetric)(const QuantizeRow& row);
-  void (*dequantize_affine)(const QuantizeRow& row);
+
+  /// For each row the largest |x|, as the bit pattern of its dtype: NaN patterns compare above infinity.
+  void (*absmax)(DType dtype, const void* values, std::int64_t rows, std::int64_t cols, std::uint32_t* largest);
+  /// For each row its extremes as ordered integers: the patterns of `dtype` mapped to integers of the same order, NaN
+  /// beyond infinity on both sides.
+  void (*minmax)(DType dtype, const void* values, std::int64_t rows, std::int64_t cols, std::int32_t* lowest,
+                 std::int32_t* highest);
+  /// The same down the columns, one row at a time: updates `cols` running values.
+  void (*column_absmax)(DType dtype, const void* values, std::int64_t cols, std::uint32_t* largest);
+  void (*column_minmax)(DType dtype, const void* values, std::int64_t cols, std::int32_t* lowest,
+                        std::int32_t* highest);
+
+  /// Rows [begin, end) of codes: of the packed matrix if there is one.
+  void (*quantize_symmetric)(const QuantizeArgs& args, std::int64_t begin, std::int64_t end);
+  void (*quantize_affine)(const QuantizeArgs& args, std::int64_t begin, std::int64_t end);
+  void (*dequantize_symmetric)(const QuantizeArgs& args, std::int64_t begin, std::int64_t end);
+  void (*dequantize_affine)(const QuantizeArgs& args, std::int64_t begin, std::int64_t end);
 };
 
 }  // namespace quanto::kernels

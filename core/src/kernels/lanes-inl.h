@@ -1,0 +1,156 @@
+// Vectors as wide as the including unit's instruction set has them, in the compiler's vector types: arithmetic,
+// comparisons and `mask ? a : b` work lane by lane. Only what those types lack, or what GCC compiles badly, is written
+// in intrinsics: changes of width and the float16 conversions. Internal linkage, no std.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec-inl.h"
+
+#if defined(__x86_64__)
+// GCC 12 reports the deliberately undefined operands of its own AVX-512 intrinsics.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#pragma GCC diagnostic pop
+#endif
+
+namespace quanto::kernels {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+constexpr int kLanes = kVectorBytes / 4;
+
+typedef float FloatLanes __attribute__((vector_size(kVectorBytes)));
+typedef std::int32_t IntLanes __attribute__((vector_size(kVectorBytes)));
+typedef std::uint32_t BitLanes __attribute__((vector_size(kVectorBytes)));
+
+// Bytes and 16-bit words beside 32-bit lanes: one element per lane.
+typedef std::uint8_t ByteLanes __attribute__((vector_size(kLanes)));
+typedef std::uint16_t WordLanes __attribute__((vector_size(kLanes * 2)));
+
+/// The first `count` elements at any address (tensors mapped from files are not aligned), zeros after them.
+template <class Vector>
+inline Vector load(const void* from, int count) {
+  Vector value{};
+  __builtin_memcpy(&value, from, static_cast<std::size_t>(count) * (sizeof(Vector) / kLanes));
+  return value;
+}
+template <class Vector>
+inline void store(void* to, Vector value, int count) {
+  __builtin_memcpy(to, &value, static_cast<std::size_t>(count) * (sizeof(Vector) / kLanes));
+}
+
+/// A full vector, with its length known to the compiler, or the elements that are left at the end.
+struct WholeChunk {
+  static constexpr int count = kLanes;
+};
+struct LastChunk {
+  int count;
+};
+
+/// body(index, chunk) for each vector of n elements.
+template <class Body>
+inline __attribute__((always_inline)) void for_chunks(std::int64_t n, Body body) {
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) body(i, WholeChunk{});
+  if (i < n) body(i, LastChunk{static_cast<int>(n - i)});
+}
+
+#if defined(__AVX512F__)
+
+inline BitLanes widen(ByteLanes v) { return (BitLanes)_mm512_cvtepu8_epi32((__m128i)v); }
+inline BitLanes widen(WordLanes v) { return (BitLanes)_mm512_cvtepu16_epi32((__m256i)v); }
+inline ByteLanes narrow_to_bytes(BitLanes v) { return (ByteLanes)_mm512_cvtepi32_epi8((__m512i)v); }
+inline WordLanes narrow_to_words(BitLanes v) { return (WordLanes)_mm512_cvtepi32_epi16((__m512i)v); }
+
+#elif defined(__AVX2__)
+
+inline BitLanes widen(ByteLanes v) {
+  return (BitLanes)_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(__builtin_bit_cast(long long, v)));
+}
+inline BitLanes widen(WordLanes v) { return (BitLanes)_mm256_cvtepu16_epi32((__m128i)v); }
+/// Of lanes below 2^16.
+inline WordLanes narrow_to_words(BitLanes v) {
+  const __m256i all = (__m256i)v;
+  return (WordLanes)_mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+}
+/// Of lanes below 2^8.
+inline ByteLanes narrow_to_bytes(BitLanes v) {
+  const __m128i words = (__m128i)narrow_to_words(v);
+  return __builtin_bit_cast(ByteLanes, _mm_cvtsi128_si64(_mm_packus_epi16(words, words)));
+}
+
+#elif defined(__SSE2__)
+
+inline BitLanes widen(WordLanes v) {
+  const __m128i words = _mm_cvtsi64_si128(__builtin_bit_cast(long long, v));
+  return (BitLanes)_mm_unpacklo_epi16(words, _mm_setzero_si128());
+}
+inline BitLanes widen(ByteLanes v) {
+  const __m128i bytes = _mm_cvtsi32_si128(__builtin_bit_cast(int, v));
+  return widen(__builtin_bit_cast(WordLanes, _mm_cvtsi128_si64(_mm_unpacklo_epi8(bytes, _mm_setzero_si128()))));
+}
+/// Of lanes below 2^16: the packing instruction saturates signed numbers, so they move below 2^15 and back.
+inline WordLanes narrow_to_words(BitLanes v) {
+  const __m128i centred = (__m128i)(v - 0x8000u);
+  const __m128i words = _mm_xor_si128(_mm_packs_epi32(centred, centred), _mm_set1_epi16(-0x8000));
+  return __builtin_bit_cast(WordLanes, _mm_cvtsi128_si64(words));
+}
+/// Of lanes below 2^8.
+inline ByteLanes narrow_to_bytes(BitLanes v) {
+  const __m128i words = _mm_packs_epi32((__m128i)v, (__m128i)v);
+  return __builtin_bit_cast(ByteLanes, _mm_cvtsi128_si32(_mm_packus_epi16(words, words)));
+}
+
+#else
+
+inline BitLanes widen(ByteLanes v) { return __builtin_convertvector(v, BitLanes); }
+inline BitLanes widen(WordLanes v) { return __builtin_convertvector(v, BitLanes); }
+inline ByteLanes narrow_to_bytes(BitLanes v) { return __builtin_convertvector(v, ByteLanes); }
+inline WordLanes narrow_to_words(BitLanes v) { return __builtin_convertvector(v, WordLanes); }
+
+#endif
+
+/// True if a lane of a comparison's result is.
+inline bool any(IntLanes mask) {
+#if defined(__AVX512F__)
+  return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_ps((__m128)mask) != 0;
+#else
+  std::int32_t all = 0;
+  for (int lane = 0; lane < kLanes; ++lane) all |= mask[lane];
+  return all != 0;
+#endif
+}
+
+inline FloatLanes to_float(IntLanes v) { return __builtin_convertvector(v, FloatLanes); }
+inline IntLanes to_int(FloatLanes v) { return __builtin_convertvector(v, IntLanes); }
+
+#if defined(__AVX512F__)
+inline FloatLanes float16_lanes(WordLanes v) { return (FloatLanes)_mm512_cvtph_ps((__m256i)v); }
+inline WordLanes float16_words(FloatLanes v) {
+  return (WordLanes)_mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#elif defined(__F16C__)
+inline FloatLanes float16_lanes(WordLanes v) { return (FloatLanes)_mm256_cvtph_ps((__m128i)v); }
+inline WordLanes float16_words(FloatLanes v) {
+  return (WordLanes)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+#else
+inline FloatLanes float16_lanes(WordLanes v) { return decode_float16(widen(v)); }
+inline WordLanes float16_words(FloatLanes v) { return narrow_to_words(encode_float16(v)); }
+#endif
+
+}  // namespace
+}  // namespace quanto::kernels
