@@ -1,0 +1,155 @@
+"""One list of samples per operator, for correctness, opcheck, compile and the compositions alike."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+CODES = {
+    "qint8": torch.int8,
+    "qfloat8_e4m3fn": torch.float8_e4m3fn,
+    "qfloat8_e4m3fnuz": torch.float8_e4m3fnuz,
+    "qfloat8_e5m2": torch.float8_e5m2,
+}
+QUANTO = torch.ops.quanto
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A call of an operator."""
+
+    op: str
+    args: tuple[Any, ...]
+    name: str = field(default="")
+
+    def __call__(self) -> Any:
+        return getattr(QUANTO, self.op)(*self.args)
+
+    def __str__(self) -> str:
+        return f"{self.op}-{self.name}"
+
+
+def _views(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """The same shape as a contiguous tensor, one with an offset, and one that is not contiguous."""
+    generator = torch.Generator().manual_seed(7)
+    yield "dense", torch.randn(shape, generator=generator).to(dtype)
+    flat = torch.randn(torch.Size(shape).numel() + 1, generator=generator).to(dtype)
+    yield "offset", flat[1:].view(shape)
+    yield "strided", torch.randn((*shape[:-1], 2 * shape[-1]), generator=generator).to(dtype)[..., ::2]
+
+
+def _bases() -> Iterator[tuple[str, Tensor]]:
+    for dtype in DTYPES:
+        for shape in ((7, 33), (64, 96), (4, 3, 5)):
+            for kind, t in _views(shape, dtype):
+                yield f"{str(dtype)[6:]}-{'x'.join(map(str, shape))}-{kind}", t
+
+
+def _symmetric() -> Iterator[Sample]:
+    for name, base in _bases():
+        for qtype, dtype in CODES.items():
+            for axis in (None, 0, -1):
+                label = f"{name}-{qtype}-{axis}"
+                yield Sample("absmax_scale", (base, qtype, axis), label)
+                scale = QUANTO.absmax_scale(base, qtype, axis)
+                yield Sample("quantize_symmetric", (base, dtype, axis, scale), label)
+                data = QUANTO.quantize_symmetric(base, dtype, axis, scale)
+                yield Sample("dequantize_symmetric", (data, scale), label)
+
+
+def _affine() -> Iterator[Sample]:
+    for dtype in DTYPES:
+        for shape, group_size in (((6, 64), 32), ((7, 19), None), ((2, 8, 4, 4), 16), ((5, 96), 96)):
+            for kind, base in _views(shape, dtype):
+                for bits in (2, 4):
+                    for axis in (0, -1):
+                        along = base.numel() // base.shape[axis]
+                        if group_size is not None and along % group_size != 0:
+                            continue
+                        name = f"{str(dtype)[6:]}-{'x'.join(map(str, shape))}-{kind}-{bits}-{axis}"
+                        yield from _affine_case(name, base, bits, axis, group_size)
+
+
+def _affine_case(name: str, base: Tensor, bits: int, axis: int, group_size: int | None) -> Iterator[Sample]:
+    yield Sample("minmax_scale", (base, f"qint{bits}", axis, group_size), name)
+    scale, shift = QUANTO.minmax_scale(base, f"qint{bits}", axis, group_size)
+    zero_point = (shift / scale).round().clamp(0, 2**bits - 1).to(torch.uint8)
+    for kind, offset in (("float", shift), ("integer", zero_point)):
+        arguments = (base, bits, axis, group_size, scale, offset)
+        yield Sample("quantize_affine", arguments, f"{name}-{kind}")
+        yield Sample("quantize_affine_packed", arguments, f"{name}-{kind}")
+        codes = QUANTO.quantize_affine(*arguments)
+        packed = QUANTO.pack(codes, bits)
+        size = list(base.shape)
+        yield Sample(
+            "dequantize_affine", (codes, scale, offset, bits, axis, group_size, size, False), f"{name}-{kind}"
+        )
+        yield Sample(
+            "dequantize_affine", (packed, scale, offset, bits, axis, group_size, size, True), f"{name}-{kind}-packed"
+        )
+
+
+def _packing() -> Iterator[Sample]:
+    for bits in (2, 4):
+        for shape in ((1,), (5, 3), (8, 16), (7, 2, 3), (0, 4)):
+            codes = (torch.arange(torch.Size(shape).numel()) % 2**bits).to(torch.uint8).reshape(shape)
+            name = f"{bits}-{'x'.join(map(str, shape))}"
+            yield Sample("pack", (codes, bits), name)
+            yield Sample("unpack", (QUANTO.pack(codes, bits), bits), name)
+    for value in (1.0, float("inf"), float("nan")):
+        yield Sample("all_finite", (torch.tensor([0.0, value, -3.0]),), str(value))
+
+
+def _inputs(K: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    for shape in ((1, K), (5, K), (2, 3, K), (0, K), (K,)):
+        yield "x".join(map(str, shape)), torch.randn(shape).to(dtype)
+    yield "strided", torch.randn(4, 2 * K).to(dtype)[:, :K]
+    yield "transposed", torch.randn(K, 4).to(dtype).t()
+    yield "offset", torch.randn(3 * K + 1).to(dtype)[1:].view(3, K)
+
+
+def _linear() -> Iterator[Sample]:
+    for dtype in DTYPES:
+        for N, K in ((1, 64), (33, 67), (66, 128)):
+            base, bias = torch.randn(N, K).to(dtype), torch.randn(N).to(dtype)
+            for kind, x in _inputs(K, dtype):
+                for qtype, code_dtype in CODES.items():
+                    axis = 0 if N > 1 else None
+                    scale = QUANTO.absmax_scale(base, qtype, axis)
+                    data = QUANTO.quantize_symmetric(base, code_dtype, axis, scale)
+                    name = f"{str(dtype)[6:]}-{N}x{K}-{kind}-{qtype}"
+                    yield Sample("linear_qbytes", (x, data, scale, bias if N % 2 else None), name)
+                for bits in (2, 4):
+                    group_size = 32 if K % 32 == 0 else 0
+                    scale, shift = QUANTO.minmax_scale(base, f"qint{bits}", 0, group_size or None)
+                    packed = QUANTO.quantize_affine_packed(base, bits, 0, group_size or None, scale, shift)
+                    arguments = (x, packed, scale, shift, bits, group_size, N, bias if N % 2 else None)
+                    yield Sample("linear_qbits", arguments, f"{str(dtype)[6:]}-{N}x{K}-{kind}-{bits}")
+
+
+def _qbytes_mm() -> Iterator[Sample]:
+    weight = torch.randint(-128, 128, (9, 40), dtype=torch.int8)
+    scales = torch.rand(9, 1) / 100
+    yield Sample("qbytes_mm", (torch.randn(3, 40), weight, scales), "float32")
+    yield Sample("qbytes_mm", (torch.randn(2, 3, 40).bfloat16(), weight, scales.bfloat16()), "bfloat16")
+    yield Sample("qbytes_mm", (torch.randint(-128, 128, (3, 40), dtype=torch.int8), weight, scales), "int8")
+    codes = torch.randn(9, 40).to(torch.float8_e4m3fn)
+    yield Sample("qbytes_mm", (torch.randn(3, 40).to(torch.float8_e4m3fn), codes, scales), "float8")
+
+
+def all_samples() -> list[Sample]:
+    torch.manual_seed(0)
+    return [*_symmetric(), *_affine(), *_packing(), *_linear(), *_qbytes_mm()]
+
+
+def few(samples: list[Sample], wanted: Callable[[Sample], bool] = lambda _: True, step: int = 23) -> list[Sample]:
+    """Every `step`-th sample of each operator, for checks that take long."""
+    by_op: dict[str, list[Sample]] = {}
+    for sample in samples:
+        if wanted(sample):
+            by_op.setdefault(sample.op, []).append(sample)
+    return [s for group in by_op.values() for s in group[:: max(1, min(step, len(group) // 4))]]

@@ -1,0 +1,307 @@
+"""Every operator against plain torch, on every instruction set, traced, and as a composition."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from samples import CODES, DTYPES, Sample, all_samples, few
+
+from optimum.quanto import ops
+from optimum.quanto.ops import compositions
+
+
+QUANTO = torch.ops.quanto
+SAMPLES = all_samples()
+LINEAR = ("linear_qbytes", "linear_qbits", "qbytes_mm")
+EXACT = [s for s in SAMPLES if s.op not in LINEAR]
+
+
+def _bits(t):
+    return t.view(torch.uint8) if t.dtype.itemsize == 1 else t
+
+
+def _equal(found, expected):
+    if isinstance(expected, tuple):
+        return all(map(_equal, found, expected))
+    same_kind = found.dtype == expected.dtype and found.shape == expected.shape
+    return same_kind and torch.equal(_bits(found), _bits(expected))
+
+
+@pytest.fixture(params=[isa["name"] for isa in ops.isas() if isa["supported"]])
+def isa(request):
+    ops.force_isa(request.param)
+    assert ops.active_isa() == request.param
+    yield request.param
+    ops.force_isa("")
+
+
+def _ratio_dtype_formula(sample: Sample):
+    """What 0.2.7 computes for a sample, in its terms; None where it has no such operator."""
+    a = sample.args
+    if sample.op == "absmax_scale":
+        base, qtype, axis = a
+        qmax = 127 if qtype == "qint8" else torch.finfo(CODES[qtype]).max
+        if axis is None:
+            return base.abs().max() / qmax
+        return base.abs().amax([d for d in range(base.ndim) if d != axis % base.ndim], keepdim=True) / qmax
+    if sample.op == "quantize_symmetric":
+        base, dtype, _, scale = a
+        ratio = base / scale
+        if dtype == torch.int8:
+            return ratio.round().clamp(-128, 127).to(dtype)
+        return ratio.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
+    if sample.op == "dequantize_symmetric":
+        data, scale = a
+        return scale * data.to(scale.dtype)
+    return None
+
+
+def test_symmetric_operators_equal_tensor_arithmetic(isa):
+    checked = 0
+    for sample in EXACT:
+        expected = _ratio_dtype_formula(sample)
+        if expected is not None:
+            assert _equal(sample(), expected), str(sample)
+            checked += 1
+    assert checked > 900
+
+
+def test_compositions_equal_the_kernels(isa):
+    """The other devices' path gives the CPU's bits: this also checks the affine operators against plain torch."""
+    for sample in EXACT:
+        expected = sample()
+        found = getattr(compositions, sample.op)(*sample.args)
+        assert _equal(found, expected), str(sample)
+
+
+def _weight_of(sample: Sample):
+    """The weight of a linear sample in float64 and the magnitude of its parts."""
+    a = sample.args
+    if sample.op == "linear_qbytes":
+        value = a[1].double() * a[2].double().reshape(-1, 1)
+        return value, value.abs()
+    _, packed, scale, shift, bits, group_size, out_features, _ = a
+    K = sample.args[0].shape[-1]
+    codes = QUANTO.unpack(packed, bits).double()[: out_features * (K // (group_size or K))]
+    value = scale.double() * codes - shift.double()
+    magnitude = (scale.double() * codes).abs() + shift.double().abs()
+    return value.reshape(out_features, K), magnitude.reshape(out_features, K)
+
+
+@pytest.mark.parametrize("op", ["linear_qbytes", "linear_qbits"])
+def test_linear_operators_match_the_oracle(isa, op):
+    roundoff = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+    for sample in [s for s in SAMPLES if s.op == op]:
+        x, bias = sample.args[0].double(), sample.args[-1]
+        value, magnitude = _weight_of(sample)
+        reference, scale = x @ value.T, x.abs() @ magnitude.T
+        if bias is not None:
+            reference, scale = reference + bias.double(), scale + bias.double().abs()
+        y = sample()
+        assert y.dtype == sample.args[0].dtype
+        bound = (x.shape[-1] + 2) * 2**-24 * scale + 2 * roundoff[y.dtype] * reference.abs() + 2**-24
+        assert ((y.double() - reference).abs() <= bound).all(), str(sample)
+
+
+def test_qbytes_mm_is_what_the_predecessor_computes(isa):
+    for sample in [s for s in SAMPLES if s.op == "qbytes_mm"]:
+        a, b, scales = sample.args
+        expected = (a.double() @ b.double().T) * scales.double().T
+        found = sample()
+        assert found.dtype == scales.dtype
+        torch.testing.assert_close(
+            found.double(), expected, rtol=2**-7 if found.dtype != torch.float32 else 1e-5, atol=1e-4
+        )
+
+
+def test_int8_products_are_exact(isa):
+    a = torch.full((2, 5000), -128, dtype=torch.int8)
+    b = torch.full((3, 5000), -128, dtype=torch.int8)
+    b[:, 1] = 127
+    assert torch.equal(QUANTO.qbytes_mm(a, b, torch.ones(1)), (a.long() @ b.long().T).float())
+
+
+@pytest.mark.parametrize("sample", few(SAMPLES), ids=str)
+def test_opcheck(sample):
+    # The operators have no autograd of their own: gradients are tested with ops.linear_*.
+    tests = ["test_faketensor", "test_aot_dispatch_static", "test_aot_dispatch_dynamic"]
+    # torch's schema test compares the arguments before and after, which torch cannot do for float8.
+    if not any(isinstance(a, torch.Tensor) and a.is_floating_point() and a.itemsize == 1 for a in sample.args):
+        tests.append("test_schema")
+    torch.library.opcheck(getattr(QUANTO, sample.op).default, sample.args, test_utils=tests)
+
+
+@pytest.mark.parametrize("sample", few(SAMPLES), ids=str)
+def test_meta_tensors_have_the_shape_and_dtype_of_the_result(sample):
+    on_meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in sample.args]
+    found, expected = getattr(QUANTO, sample.op)(*on_meta), sample()
+    if not isinstance(expected, tuple):
+        found, expected = (found,), (expected,)
+    for f, e in zip(found, expected, strict=True):
+        assert (f.shape, f.dtype, f.device.type) == (e.shape, e.dtype, "meta")
+
+
+@pytest.mark.parametrize(
+    "sample", few([s for s in SAMPLES if s.op.startswith("linear") and s.args[0].ndim > 1]), ids=str
+)
+def test_compiled_linear_equals_eager(sample):
+    torch._dynamo.reset()
+    op = getattr(QUANTO, sample.op)
+    compiled = torch.compile(lambda *args: op(*args) * 1, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(*sample.args), op(*sample.args))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_gradients_are_those_of_the_dequantized_layer(bits, dtype):
+    base = torch.randn(12, 64).to(dtype)
+    x, bias = torch.randn(3, 5, 64).to(dtype).requires_grad_(), torch.randn(12).to(dtype).requires_grad_()
+    if bits == 8:
+        scale = QUANTO.absmax_scale(base, "qint8", 0)
+        data = QUANTO.quantize_symmetric(base, torch.int8, 0, scale)
+        y = ops.linear_qbytes(x, data, scale, bias)
+        weight = QUANTO.dequantize_symmetric(data, scale)
+    else:
+        scale, shift = QUANTO.minmax_scale(base, "qint4", 0, 32)
+        packed = QUANTO.quantize_affine_packed(base, 4, 0, 32, scale, shift)
+        y = ops.linear_qbits(x, packed, scale, shift, 4, 32, 12, bias)
+        weight = QUANTO.dequantize_affine(packed, scale, shift, 4, 0, 32, [12, 64], True)
+    upstream = torch.randn_like(y)
+    found = torch.autograd.grad(y, (x, bias), upstream)
+    expected = torch.autograd.grad(torch.nn.functional.linear(x, weight, bias), (x, bias), upstream)
+    for f, e in zip(found, expected, strict=True):
+        torch.testing.assert_close(f, e)
+
+
+HUGE = {torch.float32: 3e38, torch.bfloat16: 3e38, torch.float16: 65504.0}
+TINY = {torch.float32: 1e-44, torch.bfloat16: 1e-40, torch.float16: 6e-8}
+
+
+def _odd_rows(dtype):
+    huge, tiny = HUGE[dtype], TINY[dtype]
+    rows = [[0.0] * 8, [tiny, -tiny, 0, 0] * 2, [huge, -huge, 0, 1] * 2, [-0.0] * 8, [3.25] * 8, [-huge] * 8]
+    return torch.tensor(rows, dtype=torch.float64).to(dtype)
+
+
+def test_finite_weights_stay_finite(isa, dtype, qtype_name):
+    base = _odd_rows(dtype)
+    if qtype_name in CODES:
+        scale = QUANTO.absmax_scale(base, qtype_name, 0)
+        values = QUANTO.dequantize_symmetric(QUANTO.quantize_symmetric(base, CODES[qtype_name], 0, scale), scale)
+    else:
+        bits = int(qtype_name[-1])
+        scale, shift = QUANTO.minmax_scale(base, qtype_name, 0, None)
+        packed = QUANTO.quantize_affine_packed(base, bits, 0, None, scale, shift)
+        values = QUANTO.dequantize_affine(packed, scale, shift, bits, 0, None, [6, 8], True)
+    assert values.isfinite().all()
+    assert (values[0] == 0).all()
+    assert (values[3] == 0).all()
+    # Half a step of the scale, and the rounding of the dtype: nothing is far from what it stands for.
+    step = (
+        (base.double().amax(1) - base.double().amin(1)).clamp(min=0)
+        if qtype_name not in CODES
+        else base.double().abs().amax(1)
+    )
+    assert ((values.double() - base.double()).abs().amax(1) <= 0.51 * step + 0.01 * base.double().abs().amax(1)).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_bytes_do_not_depend_on_threads(threads):
+    before = torch.get_num_threads()
+    base, x = torch.randn(257, 512), torch.randn(9, 512)
+    scale, shift = QUANTO.minmax_scale(base, "qint4", 0, 128)
+    packed = QUANTO.quantize_affine_packed(base, 4, 0, 128, scale, shift)
+    y = QUANTO.linear_qbits(x, packed, scale, shift, 4, 128, 257, None)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(QUANTO.quantize_affine_packed(base, 4, 0, 128, scale, shift), packed)
+        assert torch.equal(QUANTO.linear_qbits(x, packed, scale, shift, 4, 128, 257, None), y)
+    finally:
+        torch.set_num_threads(before)
+
+
+ERRORS = {
+    "[quantize_symmetric] dtype: got float32, expected int8": lambda: QUANTO.quantize_symmetric(
+        torch.ones(2, 2), torch.float32, None, torch.tensor(1.0)
+    ),
+    "[quantize_symmetric] axis: got 3, expected 0": lambda: QUANTO.quantize_symmetric(
+        torch.ones(2, 2), torch.int8, 3, torch.ones(2, 1)
+    ),
+    "[quantize_symmetric] scale: got shape (1, 1), expected a scalar": lambda: QUANTO.quantize_symmetric(
+        torch.ones(2, 2), torch.int8, None, torch.ones(1, 1)
+    ),
+    "at least 2 dimensions": lambda: QUANTO.quantize_symmetric(torch.ones(4), torch.int8, 0, torch.ones(4)),
+    "[quantize_affine] bits: got 3, expected 2 or 4": lambda: QUANTO.quantize_affine(
+        torch.ones(2, 32), 3, 0, 32, torch.ones(2, 1), torch.ones(2, 1)
+    ),
+    "[quantize_affine] group_size: got 24, expected a divisor of 32": lambda: QUANTO.quantize_affine(
+        torch.ones(2, 32), 4, 0, 24, torch.ones(2, 1), torch.ones(2, 1)
+    ),
+    "[quantize_affine] scale: got shape (3, 1), expected 2 elements": lambda: QUANTO.quantize_affine(
+        torch.ones(2, 32), 4, 0, 32, torch.ones(3, 1), torch.ones(2, 1)
+    ),
+    "[absmax_scale] base: got float64, expected float32, bfloat16 or float16": lambda: QUANTO.absmax_scale(
+        torch.ones(2, 2, dtype=torch.float64), "qint8", 0
+    ),
+    "[qtype_from_name] name: got 'int8', expected one of qint2, qint4, qint8": lambda: QUANTO.absmax_scale(
+        torch.ones(2, 2), "int8", 0
+    ),
+    "[pack] data: got float32, expected uint8": lambda: QUANTO.pack(torch.ones(2, 2), 4),
+    "[linear_qbytes] input: got shape (2, 3), expected a last dimension of 4": lambda: QUANTO.linear_qbytes(
+        torch.ones(2, 3), torch.ones(5, 4, dtype=torch.int8), torch.ones(5, 1), None
+    ),
+    "[linear_qbytes] scale: got shape (4, 1), expected 5 elements": lambda: QUANTO.linear_qbytes(
+        torch.ones(2, 4), torch.ones(5, 4, dtype=torch.int8), torch.ones(4, 1), None
+    ),
+    "[linear_qbytes] bias: got shape (4), expected 5 elements": lambda: QUANTO.linear_qbytes(
+        torch.ones(2, 4), torch.ones(5, 4, dtype=torch.int8), torch.ones(5, 1), torch.ones(4)
+    ),
+    "[linear_qbytes] input: got int8, expected float32, bfloat16 or float16": lambda: QUANTO.linear_qbytes(
+        torch.ones(2, 4, dtype=torch.int8), torch.ones(5, 4, dtype=torch.int8), torch.ones(5, 1), None
+    ),
+    "[linear_qbits] data: got shape (1, 64), expected 128 elements": lambda: QUANTO.linear_qbits(
+        torch.ones(2, 64), torch.ones(1, 64, dtype=torch.uint8), torch.ones(4, 1), torch.ones(4, 1), 4, 0, 4, None
+    ),
+}
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_errors_name_the_argument_and_what_is_allowed(message):
+    with pytest.raises(RuntimeError) as error:
+        ERRORS[message]()
+    assert message in str(error.value)
+    assert ".cpp" not in str(error.value)
+
+
+def test_forcing_an_unknown_instruction_set_is_an_error():
+    before = ops.active_isa()
+    with pytest.raises(ValueError, match="got 'quantum', expected one that this build and this CPU support: portable"):
+        ops.force_isa("quantum")
+    assert ops.active_isa() == before
+
+
+def test_misaligned_weights(isa):
+    """A tensor mapped from a file lies at any byte."""
+    base, x = torch.randn(16, 64).bfloat16(), torch.randn(2, 64).bfloat16()
+    scale = QUANTO.absmax_scale(base, "qint8", 0)
+    data = QUANTO.quantize_symmetric(base, torch.int8, 0, scale)
+    for offset in range(1, 9):
+        moved = torch.empty(16 * 64 + offset, dtype=torch.int8)[offset:].view(16, 64).copy_(data)
+        assert torch.equal(QUANTO.linear_qbytes(x, moved, scale, None), QUANTO.linear_qbytes(x, data, scale, None))
+
+
+def test_every_dtype_of_activations_meets_every_dtype_of_scales(isa):
+    base = torch.randn(8, 64)
+    for scale_dtype in DTYPES:
+        scale, shift = QUANTO.minmax_scale(base.to(scale_dtype), "qint4", 0, 32)
+        packed = QUANTO.quantize_affine_packed(base.to(scale_dtype), 4, 0, 32, scale, shift)
+        weight = QUANTO.dequantize_affine(packed, scale.float(), shift.float(), 4, 0, 32, [8, 64], True)
+        for x_dtype in DTYPES:
+            x = torch.randn(3, 64).to(x_dtype)
+            y = QUANTO.linear_qbits(x, packed, scale, shift, 4, 32, 8, None)
+            assert y.dtype == x_dtype
+            torch.testing.assert_close(y.float(), x.float() @ weight.T, rtol=1e-2, atol=2e-2)
