@@ -1,7 +1,6 @@
 #include "quanto/pack.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "check.h"
 #include "quanto/parallel.h"
@@ -75,7 +74,7 @@ void pack(const std::uint8_t* codes, std::int64_t rows, std::int64_t cols, int b
   parallel_for(step, grain_rows(cols), [=](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
       std::uint8_t* out = packed + r * cols;
-      std::memset(out, 0, static_cast<std::size_t>(cols));
+      std::fill_n(out, cols, std::uint8_t{0});
       for (int field = 0; field < 8 / bits && r + field * step < rows; ++field) {
         const std::uint8_t* in = codes + (r + field * step) * cols;
         for (std::int64_t c = 0; c < cols; ++c) out[c] |= static_cast<std::uint8_t>((in[c] & mask) << (field * bits));

@@ -11,6 +11,7 @@
 #if defined(__x86_64__)
 // GCC 12 reports the deliberately undefined operands of its own AVX-512 intrinsics.
 #pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
