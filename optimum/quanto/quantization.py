@@ -29,8 +29,9 @@ def _pattern_list(patterns: Patterns, what: str) -> list[str] | None:
 def _replace_modules(model: torch.nn.Module, replacements: Mapping[torch.nn.Module, torch.nn.Module]) -> None:
     """Put every replacement wherever its module stands: shared modules stay shared."""
     for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if child in replacements:
+        # named_children would name a module that stands twice only once.
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in replacements:
                 setattr(parent, name, replacements[child])
 
 

@@ -63,15 +63,18 @@ def quantize_module(
     Raises:
         ValueError: an unknown qtype, or activations of fewer than 8 bits.
     """
-    for module_cls, qmodule_cls in _QMODULES.items():
-        if isinstance(module, module_cls):
-            return qmodule_cls.from_module(module, weights, activations, optimizer)
-    return None
+    qmodule_cls = _qmodule_class(module)
+    return None if qmodule_cls is None else qmodule_cls.from_module(module, weights, activations, optimizer)
+
+
+def _qmodule_class(module: torch.nn.Module) -> "type[QModuleMixin] | None":
+    """The class registered for the module's own class, or for the nearest of its bases."""
+    return next((_QMODULES[cls] for cls in type(module).__mro__ if cls in _QMODULES), None)
 
 
 def is_quantizable(module: torch.nn.Module) -> bool:
     """Whether a quantized class is registered for the module."""
-    return isinstance(module, tuple(_QMODULES))
+    return _qmodule_class(module) is not None
 
 
 def default_group_size(weights: qtype, weight_shape: torch.Size) -> int | None:

@@ -1,0 +1,173 @@
+"""What torch's functions do to quantized activations, and calibration."""
+
+import pytest
+import torch
+
+from optimum.quanto import (
+    ActivationQBytesTensor,
+    Calibration,
+    QTensor,
+    absmax_scale,
+    freeze,
+    qfloat8,
+    qint8,
+    quantize,
+    quantize_activation,
+)
+
+
+def activation(qtype=qint8, shape=(4, 6), dtype=torch.float32):
+    base = torch.randn(shape).to(dtype)
+    return quantize_activation(base, qtype, absmax_scale(base, qtype))
+
+
+MOVES = {
+    "view": lambda t: t.view(6, 4),
+    "reshape": lambda t: t.reshape(2, 12),
+    "transpose": lambda t: t.transpose(0, 1),
+    "t": lambda t: t.t(),
+    "permute": lambda t: t.permute(1, 0),
+    "slice": lambda t: t[1:3],
+    "select": lambda t: t[2],
+    "unsqueeze": lambda t: t.unsqueeze(1),
+    "expand": lambda t: t.unsqueeze(0).expand(3, 4, 6),
+    "clone": lambda t: t.clone(),
+    "detach": lambda t: t.detach(),
+    "split": lambda t: t.split(2)[1],
+}
+
+
+@pytest.mark.parametrize("qtype", [qint8, qfloat8], ids=str)
+@pytest.mark.parametrize("name", MOVES)
+def test_moves_keep_the_codes(name, qtype):
+    t = activation(qtype)
+    moved = MOVES[name](t)
+    assert isinstance(moved, ActivationQBytesTensor)
+    assert moved.qtype is qtype
+    assert torch.equal(moved.dequantize(), MOVES[name](t.dequantize()))
+
+
+ON_CODES = {
+    "relu": torch.relu,
+    "neg": torch.neg,
+    "mul": lambda t: t * 2.0,
+    "rmul": lambda t: 0.5 * t,
+    "div": lambda t: t / 4.0,
+    "mul tensor": lambda t: t * torch.tensor(2.0),
+    "cat": lambda t: torch.cat([t, t]),
+    "stack": lambda t: torch.stack([t, t]),
+}
+
+
+@pytest.mark.parametrize("name", ON_CODES)
+def test_arithmetic_on_codes(name):
+    t = activation()
+    result = ON_CODES[name](t)
+    assert isinstance(result, ActivationQBytesTensor)
+    assert torch.equal(result.dequantize(), ON_CODES[name](t.dequantize()))
+
+
+FLOATS = {
+    "add": lambda t: t + 1,
+    "silu": torch.nn.functional.silu,
+    "mul by a tensor": lambda t: t * torch.arange(6.0),
+    "sum": lambda t: t.sum(),
+    "layer norm": lambda t: torch.nn.functional.layer_norm(t, (6,)),
+}
+
+
+@pytest.mark.parametrize("qtype", [qint8, qfloat8], ids=str)
+@pytest.mark.parametrize("name", FLOATS)
+def test_other_functions_see_floats(name, qtype):
+    t = activation(qtype)
+    result = FLOATS[name](t)
+    assert not isinstance(result, QTensor)
+    assert torch.equal(result, FLOATS[name](t.dequantize()))
+
+
+def test_softmax_has_the_scale_of_its_range():
+    result = torch.softmax(activation(), -1)
+    assert isinstance(result, ActivationQBytesTensor)
+    assert result._scale == torch.tensor(1 / 127)
+
+
+def test_codes_of_different_scales_do_not_mix():
+    a, b = activation(), activation(shape=(4, 6))
+    assert not isinstance(torch.cat([a, b]), QTensor)
+    assert torch.equal(torch.cat([a, b]), torch.cat([a.dequantize(), b.dequantize()]))
+    assert torch.equal(a < b, a.dequantize() < b.dequantize())
+
+
+def test_negating_the_lowest_code_does_not_wrap():
+    t = quantize_activation(torch.tensor([-2.0, 1.0]), qint8, torch.tensor(1 / 128))
+    assert (t._data == -128).any()
+    assert torch.equal(-t.dequantize(), (-t) if not isinstance(-t, QTensor) else (-t).dequantize())
+
+
+def test_bmm_of_codes_is_exact():
+    a, b = activation(shape=(2, 3, 2000)), activation(shape=(2, 2000, 5))
+    sums = a._data.long() @ b._data.long()
+    torch.testing.assert_close(torch.bmm(a, b), (sums * (a._scale * b._scale).double()).float(), rtol=1e-6, atol=0)
+
+
+def test_where_keeps_the_scale():
+    t = activation()
+    result = torch.where(t.dequantize() > 0, t, torch.zeros(()))
+    assert isinstance(result, ActivationQBytesTensor)
+    assert result._scale == t._scale
+
+
+def test_gradients_pass_straight_through():
+    base = torch.randn(4, 6, requires_grad=True)
+    t = quantize_activation(base, qint8, absmax_scale(base.detach()))
+    upstream = torch.randn(4, 6)
+    (gradient,) = torch.autograd.grad(t.dequantize(), base, upstream)
+    assert torch.equal(gradient, upstream)
+
+
+def test_only_scalar_scales():
+    with pytest.raises(ValueError, match="expected a scalar"):
+        quantize_activation(torch.ones(2, 2), qint8, torch.ones(2, 1))
+
+
+def model():
+    return torch.nn.Sequential(
+        torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 32), torch.nn.SiLU(), torch.nn.Linear(32, 8)
+    )
+
+
+@pytest.mark.parametrize("activations", [qint8, qfloat8], ids=str)
+@pytest.mark.parametrize("weights", ["qint8", "qfloat8", "qint4"])
+def test_calibrated_models_are_close(weights, activations):
+    net, samples = model(), [torch.randn(16, 64) for _ in range(4)]
+    with torch.no_grad():
+        expected = net(samples[0])
+        quantize(net, weights=weights, activations=activations)
+        with Calibration():
+            for x in samples:
+                net(x)
+        freeze(net)
+        output = net(samples[0])
+    found = output.dequantize() if isinstance(output, QTensor) else output
+    assert net[0].input_scale != 1
+    assert (found - expected).abs().max() < 0.25 * expected.abs().max()
+
+
+def test_streamline_leaves_outputs_float_where_only_floats_are_wanted():
+    for streamline in (True, False):
+        net = model()
+        quantize(net, weights=qint8, activations=qint8)
+        with torch.no_grad(), Calibration(streamline=streamline):
+            net(torch.randn(16, 64))
+        quantizes = ["output" in net[i]._quantize_hooks for i in (0, 2, 4)]
+        # relu has a quantized form, silu has none, and nothing consumes the last output.
+        assert quantizes == ([True, False, False] if streamline else [True, True, True])
+
+
+def test_momentum():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    quantize(net, weights=qint8, activations=qint8)
+    with torch.no_grad(), Calibration(momentum=0.75):
+        net(torch.full((1, 4), 2.0))
+        net(torch.full((1, 4), 6.0))
+    torch.testing.assert_close(net[0].input_scale, torch.tensor((0.75 * 2 + 0.25 * 6) / 127))

@@ -1,0 +1,201 @@
+import copy
+import io
+
+import pytest
+import torch
+from oracle import misfit
+
+from optimum.quanto import (
+    AbsmaxOptimizer,
+    HqqOptimizer,
+    MaxOptimizer,
+    PackedTensor,
+    WeightQBitsTensor,
+    WeightQBytesTensor,
+    group,
+    grouped_shape,
+    qint4,
+    qint8,
+    qtype,
+    qtypes,
+    quantize_weight,
+    ungroup,
+)
+
+
+def make_weight(qtype_name, dtype, shape=(12, 64), axis=0, group_size=None, zeropoint=False):
+    base, kind = torch.randn(shape).to(dtype), qtypes[qtype_name]
+    if kind.bits == 8:
+        return quantize_weight(base, kind, axis, AbsmaxOptimizer()(base, kind, axis))
+    scale, shift = MaxOptimizer()(base, kind, axis, group_size, zeropoint)
+    return quantize_weight(base, kind, axis, scale, shift, group_size)
+
+
+@pytest.fixture
+def weight(qtype_name, dtype):
+    return make_weight(qtype_name, dtype, group_size=32 if qtypes[qtype_name].bits < 8 else None)
+
+
+def test_qtypes_come_from_one_table():
+    assert str(qtypes["qint4"]) == "quanto.qint4"
+    assert (qtypes["qint8"].qmin, qtypes["qint8"].qmax) == (-128, 127)
+    assert qtypes["qfloat8"] is qtypes["qfloat8_e4m3fn"]
+    assert qtypes["qfloat8_e5m2"].qmax == torch.finfo(torch.float8_e5m2).max
+    assert isinstance(qint8, qtype)
+    assert len({qint4, qint8, qtypes["qint4"]}) == 2
+
+
+def test_wrapper_survives_copies(weight):
+    for other in (weight.detach(), weight.clone(), copy.deepcopy(weight), weight.to("cpu")):
+        assert type(other) is type(weight)
+        assert torch.equal(other, weight)
+    names, meta = weight.__tensor_flatten__()
+    inner = {name: getattr(weight, name) for name in names}
+    assert torch.equal(type(weight).__tensor_unflatten__(inner, meta, weight.size(), weight.stride()), weight)
+
+
+def test_deepcopy_and_clone_do_not_share_memory(weight):
+    before = weight.dequantize()
+    for other in (copy.deepcopy(weight), weight.clone()):
+        other._scale.zero_()
+    assert torch.equal(weight.dequantize(), before)
+
+
+def test_pickle_is_safe_to_load(weight):
+    buffer = io.BytesIO()
+    torch.save(weight, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=True), weight)
+
+
+def test_dtype_changes_convert_scales_only(weight):
+    for target in (torch.float32, torch.bfloat16, torch.float16):
+        moved = weight.to(target)
+        assert moved.dtype == moved._scale.dtype == moved.dequantize().dtype == target
+        assert moved.qtype is weight.qtype
+    assert weight.half().dtype == torch.float16
+    with pytest.raises(ValueError, match=r"dtype: got torch\.int32, expected torch\.float32"):
+        weight.to(torch.int32)
+
+
+def test_equal_notices_every_part(weight):
+    for name in weight.inner_names:
+        other = weight.clone()
+        inner = getattr(other, name)
+        target = inner._data if isinstance(inner, PackedTensor) else inner
+        target.view(torch.uint8).flatten()[0] ^= 1
+        assert not torch.equal(weight, other), name
+    assert not torch.equal(weight, weight.dequantize())
+
+
+def test_functions_without_quantized_form_see_numbers(weight):
+    plain = weight.dequantize()
+    assert torch.equal(weight + 1, plain + 1)
+    assert torch.equal(weight.t(), plain.t())
+    assert torch.equal(weight[3], plain[3])
+    assert torch.equal(torch.relu(weight), torch.relu(plain))
+    assert "scale" in repr(weight)
+
+
+def test_linear_matches_the_oracle(weight):
+    x, bias = torch.randn(5, 64).to(weight.dtype), torch.randn(12).to(weight.dtype)
+    y = torch.nn.functional.linear(x, weight, bias)
+    assert misfit(x, weight, bias, y) <= 1
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("zeropoint", [False, True])
+@pytest.mark.parametrize("name", ["qint4", "qint2"])
+def test_affine_tensors_of_any_rank(name, zeropoint, axis, dtype):
+    """4-D tensors along either axis are what a quantized KV cache is made of."""
+    base = torch.randn(2, 4, 8, 16).to(dtype)
+    w = make_weight(name, dtype, (2, 4, 8, 16), axis, 16, zeropoint)
+    assert w.shape == base.shape
+    assert w._shift.dtype == (torch.uint8 if zeropoint else dtype)
+    assert w.dequantize().shape == base.shape
+    torch.manual_seed(0)
+    base = torch.randn(2, 4, 8, 16).to(dtype)
+    scale, shift = MaxOptimizer()(base, qtypes[name], axis, 16, zeropoint)
+    w = quantize_weight(base, qtypes[name], axis, scale, shift, 16)
+    error = (w.dequantize().double() - base.double()).abs().max()
+    assert error <= (1.01 if zeropoint else 0.51) * scale.double().max() + 0.05
+
+
+def test_constant_and_zero_groups_are_exact():
+    base = torch.tensor([[0.0] * 32, [2.5] * 32, [-1.25] * 32])
+    for zeropoint in (False, True):
+        scale, shift = MaxOptimizer()(base, qint4, 0, 32, zeropoint)
+        assert torch.equal(quantize_weight(base, qint4, 0, scale, shift, 32).dequantize(), base)
+
+
+def test_gradients_pass_straight_through(qtype_name):
+    kind = qtypes[qtype_name]
+    base = torch.randn(8, 64, requires_grad=True)
+    if kind.bits == 8:
+        w = quantize_weight(base, kind, 0, AbsmaxOptimizer()(base.detach(), kind, 0))
+    else:
+        scale, shift = MaxOptimizer()(base.detach(), kind, 0, 32)
+        w = quantize_weight(base, kind, 0, scale, shift, 32)
+    assert w.requires_grad
+    upstream = torch.randn(8, 64)
+    (gradient,) = torch.autograd.grad(w.dequantize(), base, upstream, retain_graph=True)
+    assert torch.equal(gradient, upstream)
+    x = torch.randn(3, 64, requires_grad=True)
+    y = torch.nn.functional.linear(x, w)
+    upstream = torch.randn_like(y)
+    x_grad, base_grad = torch.autograd.grad(y, (x, base), upstream)
+    torch.testing.assert_close(base_grad, upstream.T @ x)
+    torch.testing.assert_close(x_grad, upstream @ w.dequantize())
+
+
+def test_packed_tensor():
+    codes = torch.randint(0, 16, (7, 5), dtype=torch.uint8)
+    packed = PackedTensor.pack(codes, 4)
+    assert packed._data.shape == (4, 5)
+    assert packed.shape == codes.shape
+    assert packed.bits == 4
+    assert torch.equal(packed.unpack(), codes)
+    assert torch.equal(packed + 1, codes + 1)
+    with pytest.raises(ValueError, match="expected 2 or 4 bits"):
+        PackedTensor.pack(codes, 3)
+
+
+def test_group_and_ungroup():
+    base = torch.randn(6, 8, 4)
+    for axis in (0, -1):
+        grouped = group(base, axis, 16)
+        assert grouped.shape == grouped_shape(base.shape, axis, 16)
+        assert torch.equal(ungroup(grouped, axis, base.shape), base)
+    with pytest.raises(ValueError, match="expected a divisor of 32"):
+        group(base, 0, 24)
+
+
+def test_hqq_lowers_the_error():
+    base = torch.randn(32, 128) ** 3
+    errors = []
+    for optimizer in (MaxOptimizer(), HqqOptimizer()):
+        scale, shift = optimizer(base, qint4, 0, 64)
+        w = quantize_weight(base, qint4, 0, scale, shift, 64)
+        errors.append((w.dequantize() - base).abs().mean())
+    assert errors[1] < errors[0]
+
+
+BAD = {
+    "axis: got 1": lambda b: quantize_weight(b, qint8, 1, torch.ones(1, 64)),
+    "shift: got one": lambda b: quantize_weight(b, qint8, 0, torch.ones(4, 1), torch.ones(4, 1)),
+    "group_size: got 32, expected None": lambda b: quantize_weight(b, qint8, 0, torch.ones(4, 1), None, 32),
+    "shift: got None": lambda b: quantize_weight(b, qint4, 0, torch.ones(4, 1)),
+    r"scale: got shape \(3, 1\)": lambda b: quantize_weight(b, qint8, 0, torch.ones(3, 1)),
+    "group_size: got 24": lambda b: quantize_weight(b, qint4, 0, torch.ones(4, 1), torch.ones(4, 1), 24),
+    "qtype: got qint4": lambda b: WeightQBytesTensor.quantize(b, qint4, 0, torch.ones(4, 1)),
+    "qtype: got qint8": lambda b: WeightQBitsTensor.quantize(b, qint8, 0, None, torch.ones(4, 1), torch.ones(4, 1)),
+    "dimensions": lambda b: quantize_weight(b[0], qint8, 0, torch.ones(64)),
+    "AbsmaxOptimizer": lambda b: AbsmaxOptimizer()(b, qint8, 2),
+    "MaxOptimizer": lambda b: MaxOptimizer()(b, qint4, 1),
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_arguments_are_value_errors(message):
+    with pytest.raises(ValueError, match=message):
+        BAD[message](torch.randn(4, 64))
