@@ -120,6 +120,31 @@ inline WordLanes narrow_to_words(BitLanes v) { return __builtin_convertvector(v,
 
 #endif
 
+/// a > b ? a : b and a < b ? a : b, so b where one of them is NaN: single instructions that GCC does not find by
+/// itself.
+inline FloatLanes greater_of(FloatLanes a, FloatLanes b) {
+#if defined(__AVX512F__)
+  return (FloatLanes)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (FloatLanes)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (FloatLanes)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+inline FloatLanes lesser_of(FloatLanes a, FloatLanes b) {
+#if defined(__AVX512F__)
+  return (FloatLanes)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (FloatLanes)_mm256_min_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (FloatLanes)_mm_min_ps((__m128)a, (__m128)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 /// True if a lane of a comparison's result is.
 inline bool any(IntLanes mask) {
 #if defined(__AVX512F__)

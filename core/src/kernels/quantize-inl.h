@@ -42,7 +42,6 @@ struct Float16 {
 };
 
 inline FloatLanes broadcast(float v) { return FloatLanes{} + v; }
-inline FloatLanes lanes_of(std::uint32_t bits) { return float_from_bits(BitLanes{} + bits); }
 
 /// The first element of an array, in all lanes.
 template <class F>
@@ -58,16 +57,14 @@ inline FloatLanes round_half_even(FloatLanes v) {
   return (v + kAnchor) - kAnchor;
 }
 
-/// NaN gives `low`: the comparison is false.
+/// NaN gives `low`.
 inline FloatLanes clamp(FloatLanes v, float low, float high) {
-  const FloatLanes bounded = v > low ? v : broadcast(low);
-  return bounded < high ? bounded : broadcast(high);
+  return lesser_of(greater_of(v, broadcast(low)), broadcast(high));
 }
 
 /// NaN stays NaN.
 inline FloatLanes clamp_keeping_nan(FloatLanes v, float low, float high) {
-  const FloatLanes bounded = v < low ? broadcast(low) : v;
-  return bounded > high ? broadcast(high) : bounded;
+  return lesser_of(broadcast(high), greater_of(broadcast(low), v));
 }
 
 /// The largest finite value of F where rounding carried past it, unless an operand was infinite.
