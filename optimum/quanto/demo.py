@@ -12,7 +12,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,16 +116,27 @@ def perplexity(model: Any, tokenizer: Any, text: str) -> float:
     return math.exp(torch.nn.functional.cross_entropy(logits, ids[0, 1:]).item())
 
 
-def generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> tuple[str, float]:
-    """The greedy continuation of `prompt`, and tokens per second after the first."""
+def generate(model: Any, tokenizer: Any, prompt: str, max_new_tokens: int) -> str:
+    """The greedy continuation of `prompt`."""
     inputs = _encode(tokenizer, prompt)
-    options = {"do_sample": False, "pad_token_id": tokenizer.eos_token_id or 0}
+    output = _continue(model, tokenizer, inputs, max_new_tokens)
+    return str(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)).strip()
+
+
+def decode_speed(model: Any, tokenizer: Any, prompt: str, new_tokens: int) -> float:
+    """Tokens per second of greedy generation after the first, which stands for the prompt."""
+    inputs = _encode(tokenizer, prompt)
+    first = _seconds(lambda: _continue(model, tokenizer, inputs, 1))
+    total = _seconds(lambda: _continue(model, tokenizer, inputs, new_tokens + 1, min_new_tokens=new_tokens + 1))
+    return new_tokens / max(total - first, 1e-9)
+
+
+def _continue(model: Any, tokenizer: Any, inputs: dict[str, Tensor], max_new_tokens: int, **options: Any) -> Tensor:
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with torch.no_grad():
-        first = _timed(lambda: model.generate(**inputs, max_new_tokens=1, **options))[1]
-        output, total = _timed(lambda: model.generate(**inputs, max_new_tokens=max_new_tokens, **options))
-    new_tokens = output[0, inputs["input_ids"].shape[1] :]
-    text = tokenizer.decode(new_tokens, skip_special_tokens=True).strip()
-    return text, max(0, len(new_tokens) - 1) / max(total - first, 1e-9)
+        return model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=padding, **options
+        )
 
 
 def _encode(tokenizer: Any, prompt: str) -> dict[str, Tensor]:
@@ -136,10 +147,10 @@ def _encode(tokenizer: Any, prompt: str) -> dict[str, Tensor]:
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
-def _timed(call: Any) -> tuple[Any, float]:
+def _seconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
-    result = call()
-    return result, time.perf_counter() - start
+    call()
+    return time.perf_counter() - start
 
 
 def measure(checkpoint: Path, weights: str | None, prompt: str, max_new_tokens: int) -> Result:
@@ -148,7 +159,8 @@ def measure(checkpoint: Path, weights: str | None, prompt: str, max_new_tokens: 
 
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     model = load(checkpoint, weights)
-    text, speed = generate(model, tokenizer, prompt, max_new_tokens)
+    text = generate(model, tokenizer, prompt, max_new_tokens)
+    speed = decode_speed(model, tokenizer, prompt, max_new_tokens)
     return Result(weights or "bfloat16", coverage(model).bytes, speed, perplexity(model, tokenizer, TEXT), text)
 
 
