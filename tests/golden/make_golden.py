@@ -7,9 +7,9 @@ A file is a sequence of records. A record is one line of ASCII
     qtype dtype axis group_size shift rows cols
 
 (axis: tensor, first or last; group_size: 0 for none; shift: none, floating or integer), then little-endian arrays
-without padding, in this order: the rows x cols matrix, its scales, its shifts (unless `none`), the stored codes (packed
-for 2 and 4 bits), and the rows x cols dequantized matrix. Floats are of `dtype`. With groups, scales and codes are
-those of the grouped matrix.
+without padding, in this order: the rows x cols matrix, its scales, its shifts (unless `none`), the stored codes
+(packed for 2 and 4 bits), and the rows x cols dequantized matrix. Floats are of `dtype`. With groups, scales and codes
+are those of the grouped matrix.
 """
 
 import struct
