@@ -101,10 +101,6 @@ def _unfrozen(model: torch.nn.Module) -> list[tuple[str, QModuleMixin]]:
     return [(name, m) for name, m in modules if m.weight_qtype is not None and not m.frozen]
 
 
-def _is_finite(weight: torch.Tensor) -> bool:
-    return weight.device.type == "meta" or bool(torch.ops.quanto.all_finite(weight.detach()))
-
-
 def freeze(model: torch.nn.Module, allow_non_finite: bool = False) -> None:
     """Replace the float weights of all quantized modules by their quantized form.
 
@@ -119,7 +115,7 @@ def freeze(model: torch.nn.Module, allow_non_finite: bool = False) -> None:
     """
     modules = _unfrozen(model)
     if not allow_non_finite:
-        bad = [name for name, m in modules if not _is_finite(m.weight)]
+        bad = [name for name, m in modules if not m.has_finite_weight]
         if bad:
             raise ValueError(
                 f"[freeze] weight of {', '.join(bad)}: got NaN or infinite elements, expected finite ones; "
@@ -132,7 +128,7 @@ def freeze(model: torch.nn.Module, allow_non_finite: bool = False) -> None:
         if key in frozen:
             module.weight = frozen[key]
         else:
-            module.freeze()
+            module.freeze(allow_non_finite=True)  # checked above, or wanted
             frozen[key] = module.weight
 
 

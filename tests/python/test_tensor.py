@@ -199,3 +199,17 @@ BAD = {
 def test_bad_arguments_are_value_errors(message):
     with pytest.raises(ValueError, match=message):
         BAD[message](torch.randn(4, 64))
+
+
+def test_devices_must_agree(weight):
+    with pytest.raises(RuntimeError, match=r"\[linear\] input: got device meta, expected cpu"):
+        torch.nn.functional.linear(torch.ones(2, 64, dtype=weight.dtype, device="meta"), weight)
+    inner = {**weight.inner_tensors(), "_scale": weight._scale.to("meta")}
+    with pytest.raises(ValueError, match="device"):
+        weight.from_parts(inner, weight.metadata(), weight.size(), weight.stride())
+
+
+def test_dtypes_must_agree_for_packed_weights():
+    w = make_weight("qint4", torch.bfloat16)
+    with pytest.raises(RuntimeError, match=r"input: got torch\.float32, expected torch\.bfloat16"):
+        torch.nn.functional.linear(torch.ones(2, 64), w)

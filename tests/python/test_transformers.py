@@ -100,6 +100,15 @@ def test_a_damaged_checkpoint_is_an_error(checkpoint, tmp_path):
         AutoModelForCausalLM.from_pretrained(tmp_path)
 
 
+def test_a_weight_that_is_not_finite_is_an_error(checkpoint, tmp_path):
+    model = load(checkpoint)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[2, 3] = float("nan")
+    model.save_pretrained(tmp_path)
+    with pytest.raises(RuntimeError):
+        load(tmp_path, "int4")
+
+
 def test_the_quantized_key_value_cache(checkpoint):
     from transformers.cache_utils import QuantizedCache
 

@@ -208,10 +208,26 @@ class QModuleMixin(ABC):
             activation_qtype=self.activation_qtype,
         )
 
-    def freeze(self) -> None:
-        """Replace the float weight by its quantized form."""
-        if self.frozen:
+    @property
+    def has_finite_weight(self) -> bool:
+        """Whether the weight has no NaN or infinite element; a weight without values (meta device) passes."""
+        weight = self.weight.detach()
+        return weight.device.type == "meta" or bool(torch.ops.quanto.all_finite(weight))
+
+    def freeze(self, allow_non_finite: bool = False) -> None:
+        """Replace the float weight by its quantized form.
+
+        Raises:
+            ValueError: the weight has NaN or infinite elements, and `allow_non_finite` is False.
+        """
+        if self.frozen or self.weight_qtype is None:
             return
+        if not allow_non_finite and not self.has_finite_weight:
+            name = getattr(self, "name", type(self).__name__)
+            raise ValueError(
+                f"[freeze] weight of {name}: got NaN or infinite elements, expected finite ones; "
+                "pass allow_non_finite=True to quantize them anyway"
+            )
         with torch.no_grad():
             weight = self.qweight
         if weight is not None:

@@ -199,6 +199,9 @@ class WeightQBitsTensor(QBitsTensor):
         return self.linear_forward(input, bias)
 
     def linear_forward(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """`linear` without gradients for the weight."""
+        if input.device != self.device:
+            raise RuntimeError(f"[linear] input: got device {input.device}, expected {self.device}")
         if input.dtype != self.dtype:
             raise RuntimeError(f"[linear] input: got {input.dtype}, expected {self.dtype}, the dtype of the weight")
         if self._axis != 0 or self.ndim != 2 or not isinstance(self._data, PackedTensor):

@@ -155,6 +155,9 @@ class WeightQBytesTensor(QBytesTensor):
         return self.linear_forward(input, bias)
 
     def linear_forward(self, input: Tensor, bias: Tensor | None) -> Tensor:
+        """`linear` without gradients for the weight."""
+        if input.device != self.device:
+            raise RuntimeError(f"[linear] input: got device {input.device}, expected {self.device}")
         if isinstance(input, ActivationQBytesTensor):
             return self._linear_of_codes(input, bias)
         if input.dtype != self.dtype:
