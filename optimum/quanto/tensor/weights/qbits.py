@@ -200,16 +200,18 @@ class WeightQBitsTensor(QBitsTensor):
 
     def linear_forward(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """`linear` without gradients for the weight."""
-        if input.device != self.device:
-            raise RuntimeError(f"[linear] input: got device {input.device}, expected {self.device}")
-        if input.dtype != self.dtype:
-            raise RuntimeError(f"[linear] input: got {input.dtype}, expected {self.dtype}, the dtype of the weight")
-        if self._axis != 0 or self.ndim != 2 or not isinstance(self._data, PackedTensor):
+        # Attributes of the wrapper itself pass through __torch_function__, a microsecond each; those of its parts do not.
+        scale = self._scale
+        if input.device != scale.device:
+            raise RuntimeError(f"[linear] input: got device {input.device}, expected {scale.device}")
+        if input.dtype != scale.dtype:
+            raise RuntimeError(f"[linear] input: got {input.dtype}, expected {scale.dtype}, the dtype of the weight")
+        if self._axis != 0 or len(self._size) != 2 or not isinstance(self._data, PackedTensor):
             return torch.nn.functional.linear(input, self.dequantize(), bias)
         return linear_qbits(
             input,
             self._data._data,
-            self._scale,
+            scale,
             self._shift,
             self._qtype.bits,
             self._group_size or 0,

@@ -156,15 +156,17 @@ class WeightQBytesTensor(QBytesTensor):
 
     def linear_forward(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """`linear` without gradients for the weight."""
-        if input.device != self.device:
-            raise RuntimeError(f"[linear] input: got device {input.device}, expected {self.device}")
+        # Attributes of the wrapper itself pass through __torch_function__, a microsecond each; those of its parts do not.
+        scale = self._scale
+        if input.device != scale.device:
+            raise RuntimeError(f"[linear] input: got device {input.device}, expected {scale.device}")
         if isinstance(input, ActivationQBytesTensor):
             return self._linear_of_codes(input, bias)
-        if input.dtype != self.dtype:
-            input = input.to(self.dtype)
-        if self._axis == -1 or self.ndim != 2:
+        if input.dtype != scale.dtype:
+            input = input.to(scale.dtype)
+        if self._axis == -1 or self._data.ndim != 2:
             return torch.nn.functional.linear(input, self.dequantize(), bias)
-        return linear_qbytes(input, self._data, self._scale, bias)
+        return linear_qbytes(input, self._data, scale, bias)
 
     def _linear_of_codes(self, input: ActivationQBytesTensor, bias: Tensor | None) -> Tensor:
         if self._axis == -1 or self.ndim != 2:
