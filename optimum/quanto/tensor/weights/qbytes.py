@@ -156,7 +156,7 @@ class WeightQBytesTensor(QBytesTensor):
 
     def linear_forward(self, input: Tensor, bias: Tensor | None) -> Tensor:
         """`linear` without gradients for the weight."""
-        # Attributes of the wrapper itself pass through __torch_function__, a microsecond each; those of its parts do not.
+        # An attribute of the wrapper passes through __torch_function__, a microsecond each; one of its parts does not.
         scale = self._scale
         if input.device != scale.device:
             raise RuntimeError(f"[linear] input: got device {input.device}, expected {scale.device}")
