@@ -48,8 +48,10 @@ void run(RowsKernel kernel, const QuantizeArgs& a) {
 
 const QuantizeKernels& active_kernels() { return kernels::quantize_kernels(); }
 
-void check_shift(const char* function, const ConstShift& shift) {
-  if (shift.kind == ShiftKind::none || shift.data == nullptr) fail(function, "shift", "none", "one for each scale");
+/// A matrix without scales, because a dimension is zero, needs no memory for its shifts.
+void check_shift(const char* function, const ConstShift& shift, std::int64_t count) {
+  const bool has_data = shift.data != nullptr || count == 0;
+  if (shift.kind == ShiftKind::none || !has_data) fail(function, "shift", "none", "one for each scale");
 }
 
 /// What both directions share, checked.
@@ -71,7 +73,7 @@ QuantizeArgs affine_args(const char* function, std::int64_t rows, std::int64_t c
                          Axis axis, const void* scale, const ConstShift& shift) {
   check_affine(function, qtype);
   check_shape(function, rows, cols);
-  check_shift(function, shift);
+  check_shift(function, shift, scale_count(axis, rows, cols));
   QuantizeArgs a{};
   a.rows = rows;
   a.cols = cols;

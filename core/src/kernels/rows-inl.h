@@ -74,29 +74,41 @@ inline void decode_field(const std::uint8_t* bytes, std::int64_t n, int offset, 
   }
 }
 
-/// The weights of channel n over all groups. Grouped row r = n * groups + j has its codes in the field r / packed_rows
-/// of packed row r % packed_rows, whatever N is.
+/// The weights of channel n for k in [begin, end). Grouped row r = n * groups + j has its codes in the field
+/// r / packed_rows of packed row r % packed_rows, whatever N is.
 template <int kBits>
-inline void decode_affine_channel(const MatmulArgs& a, std::int64_t n, float* out) {
-  for (std::int64_t j = 0; j < a.groups; ++j) {
+inline void decode_affine_channel(const MatmulArgs& a, std::int64_t n, std::int64_t begin, std::int64_t end,
+                                  float* out) {
+  for (std::int64_t k = begin; k < end;) {
+    const std::int64_t j = k / a.group_size, within = k % a.group_size;
+    const std::int64_t count = smaller(a.group_size - within, end - k);
     const std::int64_t r = n * a.groups + j;
-    const std::uint8_t* bytes = a.w + r % a.packed_rows * a.group_size;
+    const std::uint8_t* bytes = a.w + r % a.packed_rows * a.group_size + within;
     const int offset = static_cast<int>(r / a.packed_rows) * kBits;
-    decode_field<kBits>(bytes, a.group_size, offset, scale_offset(a, r), out + j * a.group_size);
+    decode_field<kBits>(bytes, count, offset, scale_offset(a, r), out + (k - begin));
+    k += count;
   }
 }
 
 template <QType kQType>
-inline void decode_channel(const MatmulArgs& a, std::int64_t n, float* out) {
+inline void decode_channel(const MatmulArgs& a, std::int64_t n, std::int64_t begin, std::int64_t end, float* out) {
   if constexpr (kQType == QType::qint4) {
-    decode_affine_channel<4>(a, n, out);
+    decode_affine_channel<4>(a, n, begin, end, out);
   } else if constexpr (kQType == QType::qint2) {
-    decode_affine_channel<2>(a, n, out);
+    decode_affine_channel<2>(a, n, begin, end, out);
   } else if constexpr (kQType == QType::qint8) {
-    decode_int8(a.w + n * a.K, a.K, out);
+    decode_int8(a.w + n * a.K + begin, end - begin, out);
   } else {
-    decode_float8<kQType>(a.w + n * a.K, a.K, out);
+    decode_float8<kQType>(a.w + n * a.K + begin, end - begin, out);
   }
+}
+
+template <int kRows>
+inline void multiply_rows(const MatmulArgs& a, std::int64_t m, std::int64_t n, const float* x, const float* w,
+                          float scale) {
+  float sums[kRows];
+  dot_rows<kRows>(x + m * a.K, a.K, w, a.K, sums);
+  for (int i = 0; i < kRows; ++i) store_output(a, m + i, n, scale * sums[i]);
 }
 
 template <QType kQType>
@@ -107,17 +119,22 @@ void rows_run(const MatmulArgs& a, void* scratch, std::int64_t begin, std::int64
   auto* w = static_cast<float*>(scratch);
   const std::int64_t last = smaller(end * kChannelsPerUnit, a.N);
   for (std::int64_t n = begin * kChannelsPerUnit; n < last; ++n) {
-    decode_channel<kQType>(a, n, w);
+    decode_channel<kQType>(a, n, 0, a.K, w);
     const float scale = kAffine ? 1.0f : channel_scale(a, n);
-    float sums[kRows];
     std::int64_t m = 0;
-    for (; m + kRows <= a.M; m += kRows) {
-      dot_rows<kRows>(x + m * a.K, a.K, w, a.K, sums);
-      for (int i = 0; i < kRows; ++i) store_output(a, m + i, n, scale * sums[i]);
-    }
-    for (; m < a.M; ++m) {
-      dot_rows<1>(x + m * a.K, a.K, w, a.K, sums);
-      store_output(a, m, n, scale * sums[0]);
+    for (; m + kRows <= a.M; m += kRows) multiply_rows<kRows>(a, m, n, x, w, scale);
+    switch (a.M - m) {
+      case 3:
+        multiply_rows<3>(a, m, n, x, w, scale);
+        break;
+      case 2:
+        multiply_rows<2>(a, m, n, x, w, scale);
+        break;
+      case 1:
+        multiply_rows<1>(a, m, n, x, w, scale);
+        break;
+      default:
+        break;
     }
   }
 }
@@ -140,14 +157,6 @@ constexpr MatmulKernel kRowsKernel = {
     "rows",          rows_supports,   rows_workspace_bytes, rows_prepare<kDType>, rows_scratch_bytes,
     rows_unit_count, rows_run<kQType>};
 
-template <QType kQType>
-constexpr void fill_rows_cells(KernelTable& table) {
-  auto* cells = table.matmul[static_cast<int>(kQType)];
-  cells[static_cast<int>(DType::float32)] = {&kRowsKernel<kQType, DType::float32>, 1};
-  cells[static_cast<int>(DType::bfloat16)] = {&kRowsKernel<kQType, DType::bfloat16>, 1};
-  cells[static_cast<int>(DType::float16)] = {&kRowsKernel<kQType, DType::float16>, 1};
-}
-
 /// Products of int8 codes fit int16 x int16 -> int32 multiply-adds, which this loop vectorizes to.
 void int8_dots(const std::int8_t* x, const std::int8_t* w, std::int64_t K, std::int64_t rows, std::int32_t* sums) {
   for (std::int64_t r = 0; r < rows; ++r) {
@@ -158,20 +167,6 @@ void int8_dots(const std::int8_t* x, const std::int8_t* w, std::int64_t K, std::
     }
     sums[r] = sum;
   }
-}
-
-/// A table whose every cell is the kernel of this file.
-constexpr KernelTable rows_table(Isa isa) {
-  KernelTable table{};
-  table.isa = isa;
-  table.int8_dots = int8_dots;
-  fill_rows_cells<QType::qint2>(table);
-  fill_rows_cells<QType::qint4>(table);
-  fill_rows_cells<QType::qint8>(table);
-  fill_rows_cells<QType::qfloat8_e4m3fn>(table);
-  fill_rows_cells<QType::qfloat8_e4m3fnuz>(table);
-  fill_rows_cells<QType::qfloat8_e5m2>(table);
-  return table;
 }
 
 }  // namespace

@@ -1,0 +1,199 @@
+// The kernel for many rows: decode a block of weights to float32 once, then multiply all rows with it in registers.
+//
+// Rows of activations are the lanes of a vector, because that keeps the decoded weights in the order of the checkpoint
+// (a contiguous run for each channel) and makes every weight a broadcast. prepare() transposes the activations into
+// blocks of kBlockRows rows; run() holds kTile channels x kBlockRows rows of sums in registers while it walks along K.
+//
+// The including unit defines `Simd`: V, kLanes, load, store, broadcast, multiply_add; kRowVectors and kTile, the shape
+// of the sums in registers; kFewestPanelRows, from which on this beats the kernel of rows-inl.h; and Narrow, vectors of
+// half the width (or Simd itself).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/args-inl.h"
+#include "kernels/kernel_table.h"
+#include "kernels/rows-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+constexpr std::int64_t kBlockRows = Simd::kLanes * Simd::kRowVectors;
+constexpr std::int64_t kTile = Simd::kTile;
+constexpr std::int64_t kPanelChannels = 8 * kTile;  // decoded together, so that a block of activations is read from L2
+constexpr std::int64_t kPanelDepth = 512;           // with 48 channels: 96 KiB of decoded weights
+constexpr std::int64_t kPanelRows = 512;            // rows that share one decoding: 96 KiB of sums
+
+inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// The transposed activations: blocks of kBlockRows rows, each K x kBlockRows, the last one filled up with zeros.
+inline float* block_at(const MatmulArgs& a, std::int64_t block, std::int64_t k) {
+  return static_cast<float*>(a.workspace) + (block * a.K + k) * kBlockRows;
+}
+
+std::size_t panel_workspace_bytes(const MatmulArgs& a) {
+  return static_cast<std::size_t>(ceil_div(a.M, kBlockRows) * kBlockRows * a.K) * sizeof(float);
+}
+
+template <DType kDType>
+void panel_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
+  constexpr std::int64_t kStep = 16;  // columns whose cache lines stay in L1 while the rows go by
+  // Whoever has the last row also clears the rows that fill its block.
+  const std::int64_t filled = end == a.M ? ceil_div(a.M, kBlockRows) * kBlockRows : end;
+  for (std::int64_t k0 = 0; k0 < a.K; k0 += kStep) {
+    const std::int64_t k1 = smaller(k0 + kStep, a.K);
+    for (std::int64_t m = begin; m < filled; ++m) {
+      float* column = block_at(a, m / kBlockRows, 0) + m % kBlockRows;
+      for (std::int64_t k = k0; k < k1; ++k) {
+        column[k * kBlockRows] = m < a.M ? load_float(a.x, kDType, m * a.x_stride + k) : 0.0f;
+      }
+    }
+  }
+}
+
+/// sums[c][rows] += w[c][k] * x[k][rows] over k, for kChannels channels and kVectors vectors of rows.
+template <class Vec, int kChannels, int kVectors>
+inline void multiply_tile(const float* x, const float* w, std::int64_t depth, float* sums) {
+  using V = typename Vec::V;
+  V acc[kChannels][kVectors];
+  for (int c = 0; c < kChannels; ++c) {
+    for (int v = 0; v < kVectors; ++v) acc[c][v] = Vec::load(sums + c * kPanelRows + v * Vec::kLanes);
+  }
+  for (std::int64_t k = 0; k < depth; ++k) {
+    V rows[kVectors];
+    for (int v = 0; v < kVectors; ++v) rows[v] = Vec::load(x + k * kBlockRows + v * Vec::kLanes);
+    for (int c = 0; c < kChannels; ++c) {
+      const V weight = Vec::broadcast(w[c * kPanelDepth + k]);
+      for (int v = 0; v < kVectors; ++v) acc[c][v] = Vec::multiply_add(weight, rows[v], acc[c][v]);
+    }
+  }
+  for (int c = 0; c < kChannels; ++c) {
+    for (int v = 0; v < kVectors; ++v) Vec::store(sums + c * kPanelRows + v * Vec::kLanes, acc[c][v]);
+  }
+}
+
+template <class Vec, int kChannels, int kVectors>
+inline void multiply_tiles(std::int64_t channels, const float* x, const float* w, std::int64_t depth, float* sums) {
+  static_assert(kPanelChannels % kChannels == 0);
+  for (std::int64_t c = 0; c < channels; c += kChannels) {
+    multiply_tile<Vec, kChannels, kVectors>(x, w + c * kPanelDepth, depth, sums + c * kPanelRows);
+  }
+}
+
+/// A block of rows with the weights of a panel. Few rows take narrower vectors and more channels: with 8 rows in
+/// vectors of 16 half of the work would be lost, and 6 sums would not hide the latency of a multiply-add.
+inline void multiply_block(std::int64_t rows, std::int64_t channels, const float* x, const float* w, std::int64_t depth,
+                           float* sums) {
+  static_assert(Simd::kRowVectors == 2 || Simd::kRowVectors == 4);
+  if (rows <= Simd::Narrow::kLanes) {
+    return multiply_tiles<typename Simd::Narrow, 2 * kTile, 1>(channels, x, w, depth, sums);
+  }
+  switch (ceil_div(rows, Simd::kLanes)) {
+    case 1:
+      return multiply_tiles<Simd, 2 * kTile, 1>(channels, x, w, depth, sums);
+    case 2:
+      return multiply_tiles<Simd, kTile, 2>(channels, x, w, depth, sums);
+    case 3:
+      return multiply_tiles < Simd, kTile, Simd::kRowVectors == 4 ? 3 : 2 > (channels, x, w, depth, sums);
+    default:
+      return multiply_tiles<Simd, kTile, Simd::kRowVectors>(channels, x, w, depth, sums);
+  }
+}
+
+/// One unit: kPanelChannels channels and up to kPanelRows rows.
+struct PanelUnit {
+  std::int64_t n_begin, channels;
+  std::int64_t m_begin, rows;
+
+  PanelUnit(const MatmulArgs& a, std::int64_t unit) {
+    const std::int64_t panels = ceil_div(a.N, kPanelChannels);
+    n_begin = unit % panels * kPanelChannels;
+    channels = smaller(kPanelChannels, a.N - n_begin);
+    m_begin = unit / panels * kPanelRows;
+    rows = smaller(kPanelRows, a.M - m_begin);
+  }
+};
+
+std::int64_t panel_unit_count(const MatmulArgs& a) { return ceil_div(a.N, kPanelChannels) * ceil_div(a.M, kPanelRows); }
+
+std::size_t panel_scratch_bytes(const MatmulArgs&) {
+  return static_cast<std::size_t>(kPanelChannels * (kPanelDepth + kPanelRows)) * sizeof(float);
+}
+
+inline void clear(float* values, std::int64_t count) {
+  for (std::int64_t i = 0; i < count; ++i) values[i] = 0.0f;
+}
+
+template <QType kQType>
+inline void store_unit(const MatmulArgs& a, const PanelUnit& u, const float* sums) {
+  constexpr bool kAffine = kQType == QType::qint4 || kQType == QType::qint2;
+  float scales[kPanelChannels];
+  for (std::int64_t c = 0; c < u.channels; ++c) scales[c] = kAffine ? 1.0f : channel_scale(a, u.n_begin + c);
+  for (std::int64_t m = 0; m < u.rows; ++m) {
+    for (std::int64_t c = 0; c < u.channels; ++c) {
+      store_output(a, u.m_begin + m, u.n_begin + c, scales[c] * sums[c * kPanelRows + m]);
+    }
+  }
+}
+
+template <QType kQType>
+inline void run_unit(const MatmulArgs& a, const PanelUnit& u, float* weights, float* sums) {
+  const std::int64_t sums_each = ceil_div(u.rows, kBlockRows) * kBlockRows;
+  for (std::int64_t c = 0; c < kPanelChannels; ++c) clear(sums + c * kPanelRows, sums_each);
+  clear(weights + u.channels * kPanelDepth, (kPanelChannels - u.channels) * kPanelDepth);
+  for (std::int64_t k = 0; k < a.K; k += kPanelDepth) {
+    const std::int64_t depth = smaller(kPanelDepth, a.K - k);
+    for (std::int64_t c = 0; c < u.channels; ++c) {
+      decode_channel<kQType>(a, u.n_begin + c, k, k + depth, weights + c * kPanelDepth);
+    }
+    for (std::int64_t m = 0; m < u.rows; m += kBlockRows) {
+      const float* x = block_at(a, (u.m_begin + m) / kBlockRows, k);
+      multiply_block(smaller(kBlockRows, u.rows - m), u.channels, x, weights, depth, sums + m);
+    }
+  }
+  store_unit<kQType>(a, u, sums);
+}
+
+template <QType kQType>
+void panel_run(const MatmulArgs& a, void* scratch, std::int64_t begin, std::int64_t end) {
+  auto* weights = static_cast<float*>(scratch);
+  for (std::int64_t unit = begin; unit < end; ++unit) {
+    run_unit<kQType>(a, PanelUnit(a, unit), weights, weights + kPanelChannels * kPanelDepth);
+  }
+}
+
+bool panel_supports(const MatmulArgs& a) { return a.M >= Simd::kFewestPanelRows; }
+
+/// Best first: the panel for many rows, the row kernel for the rest.
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kKernels[] = {
+    {"panel", panel_supports, panel_workspace_bytes, panel_prepare<kDType>, panel_scratch_bytes, panel_unit_count,
+     panel_run<kQType>},
+    kRowsKernel<kQType, kDType>,
+};
+
+template <QType kQType>
+constexpr void fill_cells(KernelTable& table) {
+  auto* cells = table.matmul[static_cast<int>(kQType)];
+  cells[static_cast<int>(DType::float32)] = {kKernels<kQType, DType::float32>, 2};
+  cells[static_cast<int>(DType::bfloat16)] = {kKernels<kQType, DType::bfloat16>, 2};
+  cells[static_cast<int>(DType::float16)] = {kKernels<kQType, DType::float16>, 2};
+}
+
+/// A table whose every cell holds the kernels of this file and of rows-inl.h.
+constexpr KernelTable generic_table(Isa isa) {
+  KernelTable table{};
+  table.isa = isa;
+  table.int8_dots = int8_dots;
+  fill_cells<QType::qint2>(table);
+  fill_cells<QType::qint4>(table);
+  fill_cells<QType::qint8>(table);
+  fill_cells<QType::qfloat8_e4m3fn>(table);
+  fill_cells<QType::qfloat8_e4m3fnuz>(table);
+  fill_cells<QType::qfloat8_e5m2>(table);
+  return table;
+}
+
+}  // namespace
+}  // namespace quanto::kernels
