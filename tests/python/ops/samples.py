@@ -44,7 +44,7 @@ def _views(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Te
 
 def _bases() -> Iterator[tuple[str, Tensor]]:
     for dtype in DTYPES:
-        for shape in ((7, 33), (64, 96), (4, 3, 5)):
+        for shape in ((7, 33), (64, 96), (4, 3, 5), (1, 9), (2, 1)):
             for kind, t in _views(shape, dtype):
                 yield f"{str(dtype)[6:]}-{'x'.join(map(str, shape))}-{kind}", t
 
@@ -59,6 +59,22 @@ def _symmetric() -> Iterator[Sample]:
                 yield Sample("quantize_symmetric", (base, dtype, axis, scale), label)
                 data = QUANTO.quantize_symmetric(base, dtype, axis, scale)
                 yield Sample("dequantize_symmetric", (data, scale), label)
+    yield from _empty()
+
+
+def _empty() -> Iterator[Sample]:
+    """Tensors without elements, along an axis that needs no scale."""
+    for dtype in DTYPES:
+        for shape, axis in (((0, 5), 0), ((3, 0), -1), ((0, 2, 4), 0)):
+            base, name = torch.empty(shape, dtype=dtype), f"{str(dtype)[6:]}-{'x'.join(map(str, shape))}"
+            scale = torch.empty([0 if d == axis % len(shape) else 1 for d in range(len(shape))], dtype=dtype)
+            yield Sample("absmax_scale", (base, "qint8", axis), name)
+            yield Sample("quantize_symmetric", (base, torch.int8, axis, scale), name)
+            yield Sample("dequantize_symmetric", (base.to(torch.int8), scale), name)
+            yield Sample("quantize_affine", (base, 4, axis, None, scale, scale), name)
+            yield Sample("quantize_affine_packed", (base, 4, axis, None, scale, scale), name)
+            codes = torch.empty(shape, dtype=torch.uint8)
+            yield Sample("dequantize_affine", (codes, scale, scale, 4, axis, None, list(shape), False), name)
 
 
 def _affine() -> Iterator[Sample]:
@@ -109,26 +125,40 @@ def _inputs(K: int, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         yield "x".join(map(str, shape)), torch.randn(shape).to(dtype)
     yield "strided", torch.randn(4, 2 * K).to(dtype)[:, :K]
     yield "transposed", torch.randn(K, 4).to(dtype).t()
+    yield "permuted", torch.randn(3, 2, K).to(dtype).transpose(0, 1)
+    yield "expanded", torch.randn(1, K).to(dtype).expand(3, K)
+    yield "every other", torch.randn(4, 2 * K).to(dtype)[:, ::2]
     yield "offset", torch.randn(3 * K + 1).to(dtype)[1:].view(3, K)
 
 
 def _linear() -> Iterator[Sample]:
     for dtype in DTYPES:
-        for N, K in ((1, 64), (33, 67), (66, 128)):
+        for N, K in ((1, 64), (33, 67), (66, 128), (5, 1), (0, 32)):
             base, bias = torch.randn(N, K).to(dtype), torch.randn(N).to(dtype)
-            for kind, x in _inputs(K, dtype):
-                for qtype, code_dtype in CODES.items():
-                    axis = 0 if N > 1 else None
-                    scale = QUANTO.absmax_scale(base, qtype, axis)
-                    data = QUANTO.quantize_symmetric(base, code_dtype, axis, scale)
-                    name = f"{str(dtype)[6:]}-{N}x{K}-{kind}-{qtype}"
-                    yield Sample("linear_qbytes", (x, data, scale, bias if N % 2 else None), name)
-                for bits in (2, 4):
-                    group_size = 32 if K % 32 == 0 else 0
-                    scale, shift = QUANTO.minmax_scale(base, f"qint{bits}", 0, group_size or None)
-                    packed = QUANTO.quantize_affine_packed(base, bits, 0, group_size or None, scale, shift)
-                    arguments = (x, packed, scale, shift, bits, group_size, N, bias if N % 2 else None)
-                    yield Sample("linear_qbits", arguments, f"{str(dtype)[6:]}-{N}x{K}-{kind}-{bits}")
+            for index, (kind, x) in enumerate(_inputs(K, dtype)):
+                name, with_bias = f"{str(dtype)[6:]}-{N}x{K}-{kind}", bias if (N + index) % 2 else None
+                yield from _linear_qbytes(name, x, base, with_bias)
+                yield from _linear_qbits(name, x, base, with_bias)
+
+
+def _linear_qbytes(name: str, x: Tensor, base: Tensor, bias: Tensor | None) -> Iterator[Sample]:
+    for qtype, code_dtype in CODES.items():
+        axis = 0 if base.shape[0] > 1 and qtype != "qfloat8_e5m2" else None
+        scale = QUANTO.absmax_scale(base, qtype, axis) if base.numel() else base.new_ones((0, 1))
+        data = QUANTO.quantize_symmetric(base, code_dtype, axis, scale) if base.numel() else base.to(code_dtype)
+        yield Sample("linear_qbytes", (x, data, scale, bias), f"{name}-{qtype}")
+
+
+def _linear_qbits(name: str, x: Tensor, base: Tensor, bias: Tensor | None) -> Iterator[Sample]:
+    N, K = base.shape
+    group_size = 32 if K % 32 == 0 else 0
+    for bits in (2, 4):
+        scale, shift = QUANTO.minmax_scale(base, f"qint{bits}", 0, group_size or None)
+        zero_point = (shift / scale).nan_to_num().round().clamp(0, 2**bits - 1).to(torch.uint8)
+        for kind, offset in (("float", shift), ("integer", zero_point)):
+            packed = QUANTO.quantize_affine_packed(base, bits, 0, group_size or None, scale, offset)
+            arguments = (x, packed, scale, offset, bits, group_size, N, bias)
+            yield Sample("linear_qbits", arguments, f"{name}-{bits}-{kind}")
 
 
 def _qbytes_mm() -> Iterator[Sample]:

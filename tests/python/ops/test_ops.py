@@ -9,10 +9,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from oracle import decoded, misfit_of_product
 from samples import CODES, DTYPES, Sample, all_samples, few
 
 from optimum.quanto import ops
 from optimum.quanto.ops import compositions
+from optimum.quanto.ops.fakes import grouped_shape
 
 
 QUANTO = torch.ops.quanto
@@ -81,31 +83,26 @@ def test_compositions_equal_the_kernels(isa):
 
 def _weight_of(sample: Sample):
     """The weight of a linear sample in float64 and the magnitude of its parts."""
-    a = sample.args
     if sample.op == "linear_qbytes":
-        value = a[1].double() * a[2].double().reshape(-1, 1)
-        return value, value.abs()
-    _, packed, scale, shift, bits, group_size, out_features, _ = a
-    K = sample.args[0].shape[-1]
-    codes = QUANTO.unpack(packed, bits).double()[: out_features * (K // (group_size or K))]
-    value = scale.double() * codes - shift.double()
-    magnitude = (scale.double() * codes).abs() + shift.double().abs()
-    return value.reshape(out_features, K), magnitude.reshape(out_features, K)
+        _, data, scale, _ = sample.args
+        return decoded(data, scale.reshape(-1, 1))
+    x, packed, scale, shift, bits, group_size, out_features, _ = sample.args
+    size = (out_features, x.shape[-1])
+    rows = grouped_shape(size, 0, group_size or None)[0]
+    value, magnitude = decoded(QUANTO.unpack(packed, bits)[:rows], scale, shift)
+    return value.reshape(size), magnitude.reshape(size)
 
 
 @pytest.mark.parametrize("op", ["linear_qbytes", "linear_qbits"])
 def test_linear_operators_match_the_oracle(isa, op):
-    roundoff = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+    checked = 0
     for sample in [s for s in SAMPLES if s.op == op]:
-        x, bias = sample.args[0].double(), sample.args[-1]
-        value, magnitude = _weight_of(sample)
-        reference, scale = x @ value.T, x.abs() @ magnitude.T
-        if bias is not None:
-            reference, scale = reference + bias.double(), scale + bias.double().abs()
         y = sample()
         assert y.dtype == sample.args[0].dtype
-        bound = (x.shape[-1] + 2) * 2**-24 * scale + 2 * roundoff[y.dtype] * reference.abs() + 2**-24
-        assert ((y.double() - reference).abs() <= bound).all(), str(sample)
+        misfit, where = misfit_of_product(sample.args[0], *_weight_of(sample), sample.args[-1], y)
+        assert misfit <= 1, f"{sample}: {where}"
+        checked += 1
+    assert checked > 150
 
 
 def test_qbytes_mm_is_what_the_predecessor_computes(isa):
@@ -146,14 +143,18 @@ def test_meta_tensors_have_the_shape_and_dtype_of_the_result(sample):
         assert (f.shape, f.dtype, f.device.type) == (e.shape, e.dtype, "meta")
 
 
-@pytest.mark.parametrize(
-    "sample", few([s for s in SAMPLES if s.op.startswith("linear") and s.args[0].ndim > 1]), ids=str
-)
-def test_compiled_linear_equals_eager(sample):
+@pytest.mark.parametrize("sample", few(SAMPLES, step=60), ids=str)
+def test_compiled_equals_eager(sample):
     torch._dynamo.reset()
     op = getattr(QUANTO, sample.op)
-    compiled = torch.compile(lambda *args: op(*args) * 1, backend="aot_eager", fullgraph=True)
-    assert torch.equal(compiled(*sample.args), op(*sample.args))
+    compiled = torch.compile(lambda *args: op(*args), backend="aot_eager", fullgraph=True)
+    assert _equal(compiled(*sample.args), sample())
+
+
+def test_every_operator_has_samples():
+    names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("quanto::")}
+    assert names == {f"quanto::{s.op}" for s in SAMPLES}
+    assert names == {f"quanto::{op}" for op in compositions.__dict__ if f"quanto::{op}" in names}
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -175,6 +176,40 @@ def test_gradients_are_those_of_the_dequantized_layer(bits, dtype):
     expected = torch.autograd.grad(torch.nn.functional.linear(x, weight, bias), (x, bias), upstream)
     for f, e in zip(found, expected, strict=True):
         torch.testing.assert_close(f, e)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_gradients_are_the_slopes_of_the_results(bits):
+    base, x, bias = torch.randn(6, 64), torch.randn(2, 64), torch.randn(6)
+    if bits == 8:
+        scale = QUANTO.absmax_scale(base, "qint8", 0)
+        data = QUANTO.quantize_symmetric(base, torch.int8, 0, scale)
+        layer = lambda x, bias: ops.linear_qbytes(x, data, scale, bias)  # noqa: E731
+    else:
+        scale, shift = QUANTO.minmax_scale(base, "qint4", 0, 32)
+        packed = QUANTO.quantize_affine_packed(base, 4, 0, 32, scale, shift)
+        layer = lambda x, bias: ops.linear_qbits(x, packed, scale, shift, 4, 32, 6, bias)  # noqa: E731
+    upstream = torch.randn(2, 6)
+    leaves = x.clone().requires_grad_(), bias.clone().requires_grad_()
+    gradients = torch.autograd.grad(layer(*leaves), leaves, upstream)
+    for which, gradient in enumerate(gradients):
+        direction = torch.randn_like(gradient)
+        # The function is linear, so that a step of any size gives its slope.
+        moved = [x, bias]
+        moved[which] = moved[which] + direction
+        slope = ((layer(*moved) - layer(x, bias)).double() * upstream.double()).sum()
+        torch.testing.assert_close((gradient.double() * direction.double()).sum(), slope, rtol=1e-4, atol=1e-4)
+
+
+def test_no_gradient_is_recorded_where_none_is_wanted():
+    base, x = torch.randn(6, 64), torch.randn(2, 64, requires_grad=True)
+    scale = QUANTO.absmax_scale(base, "qint8", 0)
+    data = QUANTO.quantize_symmetric(base, torch.int8, 0, scale)
+    with torch.no_grad():
+        assert ops.linear_qbytes(x, data, scale).grad_fn is None
+    assert ops.linear_qbytes(x.detach(), data, scale).grad_fn is None
+    bias = torch.randn(6, requires_grad=True)
+    assert ops.linear_qbytes(x.detach(), data, scale, bias).requires_grad
 
 
 HUGE = {torch.float32: 3e38, torch.bfloat16: 3e38, torch.float16: 65504.0}
@@ -275,6 +310,21 @@ def test_errors_name_the_argument_and_what_is_allowed(message):
         ERRORS[message]()
     assert message in str(error.value)
     assert ".cpp" not in str(error.value)
+
+
+def test_rows_do_not_depend_on_the_batch_they_came_in(isa, dtype):
+    base, x = torch.randn(33, 96).to(dtype), torch.randn(19, 96).to(dtype)
+    scale, shift = QUANTO.minmax_scale(base, "qint4", 0, 32)
+    packed = QUANTO.quantize_affine_packed(base, 4, 0, 32, scale, shift)
+    scale_8 = QUANTO.absmax_scale(base, "qint8", 0)
+    data = QUANTO.quantize_symmetric(base, torch.int8, 0, scale_8)
+    for layer in (
+        lambda rows: QUANTO.linear_qbits(rows, packed, scale, shift, 4, 32, 33, None),
+        lambda rows: QUANTO.linear_qbytes(rows, data, scale_8, None),
+    ):
+        together = layer(x)
+        for begin, end in ((0, 1), (3, 5), (2, 11), (18, 19)):
+            assert torch.equal(layer(x[begin:end]), together[begin:end])
 
 
 def test_forcing_an_unknown_instruction_set_is_an_error():
