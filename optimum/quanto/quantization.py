@@ -111,7 +111,8 @@ def freeze(model: torch.nn.Module, allow_non_finite: bool = False) -> None:
         allow_non_finite: quantize weights with NaN or infinite elements too.
 
     Raises:
-        ValueError: a weight has NaN or infinite elements; the message names its module and no module was frozen.
+        ValueError: a weight has NaN or infinite elements, or cannot be quantized; the message names its module and
+            no module was frozen.
     """
     modules = _unfrozen(model)
     if not allow_non_finite:
@@ -121,27 +122,45 @@ def freeze(model: torch.nn.Module, allow_non_finite: bool = False) -> None:
                 f"[freeze] weight of {', '.join(bad)}: got NaN or infinite elements, expected finite ones; "
                 "pass allow_non_finite=True to quantize them anyway"
             )
-    frozen: dict[Any, torch.Tensor] = {}
     sources = [m.weight for _, m in modules]  # kept alive, so that no id is used twice
-    for (_, module), source in zip(modules, sources, strict=True):
-        key = (id(source), module.weight_qtype, module.weight_group_size, id(type(module.optimizer)))
+    try:
+        _freeze_all(modules)
+    except Exception:
+        for (_, module), source in zip(modules, sources, strict=True):
+            module.weight = source
+        raise
+
+
+def _freeze_all(modules: Sequence[tuple[str, QModuleMixin]]) -> None:
+    frozen: dict[Any, torch.Tensor] = {}
+    for name, module in modules:
+        key = (id(module.weight), module.weight_qtype, module.weight_group_size, id(type(module.optimizer)))
         if key in frozen:
             module.weight = frozen[key]
-        else:
-            module.freeze(allow_non_finite=True)  # checked above, or wanted
-            frozen[key] = module.weight
+            continue
+        try:
+            module.freeze(allow_non_finite=True)  # checked by the caller, or wanted
+        except RuntimeError as error:
+            raise ValueError(f"[freeze] weight of {name}: {error}") from error
+        frozen[key] = module.weight
 
 
 def quantization_map(model: torch.nn.Module) -> dict[str, dict[str, str]]:
-    """The qtypes of all quantized modules by name: `{"layer": {"weights": "qint4", "activations": "none"}}`."""
-    return {
-        name: {
-            "weights": "none" if m.weight_qtype is None else m.weight_qtype.name,
-            "activations": "none" if m.activation_qtype is None else m.activation_qtype.name,
-        }
-        for name, m in model.named_modules()
-        if isinstance(m, QModuleMixin)
+    """The qtypes of all quantized modules by name: `{"layer": {"weights": "qint4", "activations": "none"}}`.
+
+    A module with activations whose outputs stay float, as calibration may decide, has `"outputs": "none"` too.
+    """
+    return {name: _map_entry(m) for name, m in model.named_modules() if isinstance(m, QModuleMixin)}
+
+
+def _map_entry(module: QModuleMixin) -> dict[str, str]:
+    entry = {
+        "weights": "none" if module.weight_qtype is None else module.weight_qtype.name,
+        "activations": "none" if module.activation_qtype is None else module.activation_qtype.name,
     }
+    if module.activation_qtype is not None and not module.quantizes_output:
+        entry["outputs"] = "none"
+    return entry
 
 
 def _map_value(name: str, entry: Mapping[str, str], key: str) -> qtype | None:
@@ -216,6 +235,9 @@ def requantize(
             raise ValueError(
                 f"[requantize] quantization_map: got module {name!r}, a {kind}, expected a quantizable one"
             )
+        if entry.get("outputs") == "none":
+            assert isinstance(qmodule, QModuleMixin)
+            qmodule.disable_output_quantization()
         replacements[modules[name]] = qmodule
     _replace_modules(model, replacements)
     result = model.load_state_dict(dict(state_dict), strict=False, assign=True)

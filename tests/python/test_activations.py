@@ -1,5 +1,8 @@
 """What torch's functions do to quantized activations, and calibration."""
 
+import copy
+import json
+
 import pytest
 import torch
 
@@ -11,8 +14,10 @@ from optimum.quanto import (
     freeze,
     qfloat8,
     qint8,
+    quantization_map,
     quantize,
     quantize_activation,
+    requantize,
 )
 
 
@@ -171,3 +176,65 @@ def test_momentum():
         net(torch.full((1, 4), 2.0))
         net(torch.full((1, 4), 6.0))
     torch.testing.assert_close(net[0].input_scale, torch.tensor((0.75 * 2 + 0.25 * 6) / 127))
+
+
+def _plain(t):
+    return t.dequantize() if isinstance(t, QTensor) else t
+
+
+@pytest.mark.parametrize("streamline", [True, False])
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+def test_a_calibrated_model_survives_copies_and_checkpoints(weights, streamline):
+    net, x = model(), torch.randn(16, 64)
+    quantize(net, weights=weights, activations=qint8)
+    with torch.no_grad(), Calibration(streamline=streamline):
+        net(x)
+    freeze(net)
+    expected = net(x)
+    assert torch.equal(_plain(copy.deepcopy(net)(x)), _plain(expected))
+    reloaded, qmap = model(), quantization_map(net)
+    requantize(reloaded, net.state_dict(), json.loads(json.dumps(qmap)))
+    found = reloaded(x)
+    assert type(found) is type(expected)
+    assert torch.equal(_plain(found), _plain(expected))
+    assert quantization_map(reloaded) == qmap
+    # Which outputs stay float is said only where it differs from what earlier versions do with such a map.
+    assert [name for name, entry in qmap.items() if "outputs" in entry] == (["2", "4"] if streamline else [])
+
+
+def test_a_copy_has_hooks_of_its_own():
+    net = model()
+    quantize(net, weights=qint8, activations=qint8)
+    other = copy.deepcopy(net)
+    other[0].disable_output_quantization()
+    assert net[0].quantizes_output
+    assert not other[0].quantizes_output
+    assert (len(net[0]._forward_hooks), len(other[0]._forward_hooks)) == (1, 0)
+
+
+def test_calibration_removes_its_hooks():
+    net = model()
+    quantize(net, weights=qint8, activations=qint8)
+    before = [len(m._forward_hooks) for m in net.modules()]
+    with pytest.raises(RuntimeError), Calibration(streamline=False):
+        net(torch.randn(2, 63))
+    assert [len(m._forward_hooks) for m in net.modules()] == before
+    assert not torch.nn.modules.module._global_forward_hooks
+    scale = net[0].input_scale.clone()
+    net(1000 * torch.randn(2, 64))
+    assert torch.equal(net[0].input_scale, scale)
+
+
+def test_calibration_can_tell_what_it_does(capsys):
+    net = model()
+    quantize(net, weights=qint8, activations=qint8)
+    with torch.no_grad(), Calibration(debug=True):
+        net(torch.randn(2, 64))
+    assert "0(QLinear): activations are quanto.qint8 with scale" in capsys.readouterr().out
+
+
+def test_other_activations_than_the_module_wants_are_refused():
+    net = torch.nn.Sequential(torch.nn.Linear(6, 4))
+    quantize(net, weights=qint8, activations=qint8)
+    with pytest.raises(ValueError, match="got qfloat8_e4m3fn activations, expected qint8"):
+        net(activation(qfloat8))

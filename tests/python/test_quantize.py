@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from oracle import misfit
 from safetensors.torch import load_file, save_file
 
 import optimum.quanto
@@ -123,6 +124,33 @@ def test_freeze_names_the_module_with_a_non_finite_weight(value):
     assert model.second.frozen
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_freeze_names_the_module_that_it_cannot_quantize_and_freezes_none():
+    model = Model()
+    model.second = torch.nn.Linear(0, 9)
+    quantize(model, weights=qint4)
+    source = model.first.weight
+    with pytest.raises(ValueError, match=r"weight of second: \[minmax_scale\] base: got shape \(9, 0\)"):
+        freeze(model)
+    assert model.first.weight is source
+    assert not model.first.frozen
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    ("in_features", "out_features"), [(4, 0), (1, 1), (1, 5), (5, 1), (128, 1), (256, 1), (256, 3), (257, 2)]
+)
+def test_odd_sizes(qtype_name, in_features, out_features):
+    model, x = torch.nn.Sequential(torch.nn.Linear(in_features, out_features)), torch.randn(2, in_features)
+    quantize(model, weights=qtype_name)
+    freeze(model)
+    assert misfit(x, model[0].weight, model[0].bias, model(x)) <= 1
+    assert copy.deepcopy(model)(x).shape == model(torch.randn(0, 2, in_features)).shape[1:] == (2, out_features)
+    other = torch.nn.Sequential(torch.nn.Linear(in_features, out_features))
+    requantize(other, model.state_dict(), quantization_map(model))
+    assert torch.equal(other(x), model(x))
+
+
 def test_shared_modules_and_tied_weights_stay_shared():
     class Tied(torch.nn.Module):
         def __init__(self):
@@ -223,6 +251,22 @@ def test_loading_names_what_does_not_fit(weights, strict):
         frozen(weights).load_state_dict(misshapen, strict=strict)
 
 
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+def test_the_parts_that_are_there_are_not_unexpected(weights):
+    state = frozen(weights).state_dict()
+    del state["first.weight._scale"]
+    result = frozen(weights).load_state_dict(state, strict=False)
+    assert result.missing_keys == ["first.weight._scale"]
+    assert result.unexpected_keys == []
+
+
+def test_a_checkpoint_of_another_qtype_is_refused():
+    with pytest.raises(RuntimeError, match=r"first\.weight\._data: got torch\.int8, expected torch\.float8_e4m3fn"):
+        frozen("qfloat8").load_state_dict(frozen("qint8").state_dict())
+    with pytest.raises(RuntimeError, match=r"first\.weight\._data\._data"):
+        frozen("qint4").load_state_dict(frozen("qint2").state_dict())
+
+
 def test_requantize_names_what_does_not_fit():
     model = frozen("qint8")
     state, qmap = model.state_dict(), quantization_map(model)
@@ -264,6 +308,15 @@ def test_compiles_without_a_graph_break(qtype_name, dtype):
         assert torch.equal(compiled(torch.cat([x, x])), model(torch.cat([x, x])))
 
 
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+def test_exports_with_a_dynamic_batch(weights):
+    model = frozen(weights)
+    with torch.no_grad():
+        program = torch.export.export(model, (sample(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+        x = torch.randn(5, 3, 160)
+        assert torch.equal(program.module()(x), model(x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("weights", ["qint8", "qint4"])
 def test_compiles_with_inductor(weights):
@@ -284,6 +337,28 @@ def test_conv2d(qtype_name, dtype):
     other = torch.nn.Sequential(torch.nn.Conv2d(8, 6, 3, stride=2, padding=1).to(dtype))
     requantize(other, model.state_dict(), quantization_map(model))
     assert torch.equal(other(x), expected)
+
+
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": "same"}, {"padding_mode": "reflect", "padding": 1}, {"groups": 4}, {"dilation": 2, "bias": False}],
+    ids=lambda o: next(iter(o)),
+)
+def test_conv2d_options(weights, options):
+    model, x = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3, **options)), torch.randn(1, 8, 9, 9)
+    conv = copy.deepcopy(model[0])
+    quantize(model, weights=weights)
+    freeze(model)
+    conv.weight.data = model[0].weight.dequantize()
+    assert torch.equal(model(x), conv(x))
+
+
+def test_whole_models_can_be_pickled(qtype_name):
+    model, x, buffer = frozen(qtype_name), sample(), io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    assert torch.equal(torch.load(buffer, weights_only=False)(x), model(x))
 
 
 def test_layer_norm_is_quantized_for_activations_only():
@@ -338,24 +413,6 @@ def test_given_optimizer_is_used():
     freeze(model)
     freeze(other)
     assert torch.equal(model.first.weight._scale * 2, other.first.weight._scale)
-
-
-def test_coverage():
-    model = Model(torch.bfloat16)
-    quantize(model, weights=qint4, exclude="second")
-    freeze(model)
-    report = coverage(model)
-    rows = {row.name: row for row in report.rows}
-    assert rows["first"].weights == "qint4"
-    assert rows["first"].kernel.endswith("/qint4/bfloat16/" + rows["first"].kernel.rsplit("/", 1)[-1])
-    assert rows["second"].reason == "excluded"
-    assert rows["norm"].reason == "no quantized counterpart"
-    packed, scales, bias = 48 * 160 // 2, 2 * 2 * 48 * 160 // 32, 2 * 48
-    assert rows["first"].bytes == packed + scales + bias
-    assert report.bytes == sum(row.bytes for row in report.rows)
-    assert "first" in str(report)
-    assert "float" in str(report)
-    assert "warning" in str(coverage(Model()))
 
 
 def test_the_package_is_lazy_and_complete():

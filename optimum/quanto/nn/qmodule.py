@@ -233,6 +233,11 @@ class QModuleMixin(ABC):
         if weight is not None:
             self.weight = Parameter(weight, requires_grad=False)
 
+    @property
+    def quantizes_output(self) -> bool:
+        """Whether the outputs are quantized."""
+        return "output" in self._quantize_hooks
+
     def disable_output_quantization(self) -> None:
         """Return float outputs from now on."""
         hook = self._quantize_hooks.pop("output", None)
@@ -303,6 +308,8 @@ class QModuleMixin(ABC):
             return
         loaded: Any = self.weight_from_state_dict(state_dict, prefix, missing_keys)
         if loaded is None:
+            for key in self._expected_parts(prefix):  # the parts that are there are not unexpected
+                state_dict.pop(key, None)
             return
         if not assign:
             device = loaded.device if self.weight.device.type == "meta" else self.weight.device
