@@ -1,4 +1,5 @@
 """Quantized activations."""
 
+from . import operations as operations  # fills the table of dispatch.py
 from .qbytes import *  # noqa: F403
 from .quantization import *  # noqa: F403

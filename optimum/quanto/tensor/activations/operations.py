@@ -1,7 +1,7 @@
 """What the operators of torch do to quantized activations."""
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,28 +11,12 @@ from ..core import dtype_info
 from ..qbytes import QBytesTensor
 from ..qtensor import QTensor, qfallback
 from ..qtype import qint8
+from .dispatch import implements
 from .qbytes import ActivationQBytesTensor
 from .quantization import quantize_activation
 
 
-Operation = Callable[..., Any]
 aten = torch.ops.aten
-_OPERATIONS: dict[Any, Operation] = {}
-
-
-def find_operation(op: Any) -> Operation | None:
-    """The implementation of an aten operator on quantized activations, if there is one."""
-    return _OPERATIONS.get(op)
-
-
-def implements(*ops: Any) -> Callable[[Operation], Operation]:
-    """Register a function `f(op, *args, **kwargs)` as the implementation of aten operators."""
-
-    def register(operation: Operation) -> Operation:
-        _OPERATIONS.update(dict.fromkeys(ops, operation))
-        return operation
-
-    return register
 
 
 def _with_data(t: ActivationQBytesTensor, data: Tensor, scale: Tensor | None = None) -> ActivationQBytesTensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..qbytes import QBytesTensor
 from ..qtype import qtype as QType
 from ..wrapper import WrapperTensor
+from .dispatch import find_operation
 
 
 __all__ = ["ActivationQBytesTensor"]
@@ -90,8 +91,6 @@ class ActivationQBytesTensor(QBytesTensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        from .operations import find_operation
-
         operation = find_operation(func.overloadpacket)
         if operation is None:
             return WrapperTensor.__torch_dispatch__.__func__(cls, func, types, args, kwargs)  # type: ignore[attr-defined]
