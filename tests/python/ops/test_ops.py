@@ -312,19 +312,27 @@ def test_errors_name_the_argument_and_what_is_allowed(message):
     assert ".cpp" not in str(error.value)
 
 
-def test_rows_do_not_depend_on_the_batch_they_came_in(isa, dtype):
+def test_rows_of_a_kernel_do_not_depend_on_the_batch_they_came_in(isa, dtype):
+    """Few and many rows may have kernels of their own, whose sums are in another order."""
     base, x = torch.randn(33, 96).to(dtype), torch.randn(19, 96).to(dtype)
     scale, shift = QUANTO.minmax_scale(base, "qint4", 0, 32)
     packed = QUANTO.quantize_affine_packed(base, 4, 0, 32, scale, shift)
     scale_8 = QUANTO.absmax_scale(base, "qint8", 0)
     data = QUANTO.quantize_symmetric(base, torch.int8, 0, scale_8)
-    for layer in (
-        lambda rows: QUANTO.linear_qbits(rows, packed, scale, shift, 4, 32, 33, None),
-        lambda rows: QUANTO.linear_qbytes(rows, data, scale_8, None),
-    ):
-        together = layer(x)
-        for begin, end in ((0, 1), (3, 5), (2, 11), (18, 19)):
-            assert torch.equal(layer(x[begin:end]), together[begin:end])
+    layers = {
+        ("qint4", 32): lambda rows: QUANTO.linear_qbits(rows, packed, scale, shift, 4, 32, 33, None),
+        ("qint8", 0): lambda rows: QUANTO.linear_qbytes(rows, data, scale_8, None),
+    }
+    for (qtype, group_size), layer in layers.items():
+        single = torch.cat([layer(row[None]) for row in x])
+        by_kernel: dict[str, torch.Tensor] = {ops.kernel_name(qtype, dtype, 1, 33, 96, group_size): single}
+        for rows in range(1, 20):
+            kernel = ops.kernel_name(qtype, dtype, rows, 33, 96, group_size)
+            # The first batch of a kernel, filled up by cycling through the rows, is what its others compare with.
+            cycled = torch.cat([layer(x.roll(-begin, 0)[:rows])[:1] for begin in range(19)])
+            assert torch.equal(cycled, by_kernel.setdefault(kernel, cycled)), (kernel, rows)
+            assert torch.equal(layer(x[:rows]), by_kernel[kernel][:rows]), (kernel, rows)
+        assert len(by_kernel) <= 3
 
 
 def test_forcing_an_unknown_instruction_set_is_an_error():
