@@ -213,3 +213,24 @@ def test_dtypes_must_agree_for_packed_weights():
     w = make_weight("qint4", torch.bfloat16)
     with pytest.raises(RuntimeError, match=r"input: got torch\.float32, expected torch\.bfloat16"):
         torch.nn.functional.linear(torch.ones(2, 64), w)
+
+
+@pytest.mark.parametrize("name", ["qint4", "qint2"])
+def test_zero_points_stay_bytes_when_the_dtype_changes(name):
+    w = make_weight(name, torch.float32, group_size=32, zeropoint=True)
+    moved = w.to(torch.bfloat16)
+    assert (moved._scale.dtype, moved._shift.dtype) == (torch.bfloat16, torch.uint8)
+    codes = w._data.unpack().bfloat16() - w._shift.bfloat16()
+    assert torch.equal(moved.dequantize(), (moved._scale * codes).reshape(w.shape))
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+@pytest.mark.parametrize("name", ["qint8", "qfloat8_e4m3fn"])
+def test_symmetric_tensors_of_four_dimensions(name, axis, dtype):
+    base = torch.randn(2, 4, 8, 16).to(dtype)
+    scale = AbsmaxOptimizer()(base, qtypes[name], axis)
+    w = quantize_weight(base, qtypes[name], axis, scale)
+    assert w.shape == base.shape
+    assert (w._scale.shape[axis], w._scale.numel()) == (base.shape[axis], base.shape[axis])
+    step = 1.02 * scale.double() if name == "qint8" else base.double().abs() / 8 + scale.double()
+    assert ((w.dequantize().double() - base.double()).abs() <= step).all()
