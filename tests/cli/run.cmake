@@ -14,6 +14,6 @@ expect(2 "^quanto: [^\n]+\n$" no-such-command)
 
 set(ENV{QUANTO_ISA} portable)
 expect(0 "portable +yes +yes +yes" isas)
-expect(0 " portable/qint8/float32/rows" isas --kernels)
+expect(0 " portable/qint8/float32/few_rows" isas --kernels)
 set(ENV{QUANTO_ISA} quantum)
 expect(2 "^quanto: \\[QUANTO_ISA\\] isa: got 'quantum', expected one [^\n]+\n$" isas)

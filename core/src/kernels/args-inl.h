@@ -10,8 +10,8 @@
 namespace quanto::kernels {
 namespace {
 
-inline bool is_affine_qtype(QType qtype) { return qtype == QType::qint4 || qtype == QType::qint2; }
-inline int bits_of(QType qtype) { return qtype == QType::qint4 ? 4 : qtype == QType::qint2 ? 2 : 8; }
+constexpr bool is_affine_qtype(QType qtype) { return qtype == QType::qint4 || qtype == QType::qint2; }
+constexpr int bits_of(QType qtype) { return qtype == QType::qint4 ? 4 : qtype == QType::qint2 ? 2 : 8; }
 
 /// A group's value is scale * code - offset; the offset of an integer shift is scale * shift.
 struct ScaleOffset {

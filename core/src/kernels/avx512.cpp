@@ -1,4 +1,4 @@
-#include <immintrin.h>
+#include "kernels/lanes-inl.h"
 
 namespace quanto::kernels {
 namespace {

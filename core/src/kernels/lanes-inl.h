@@ -120,6 +120,25 @@ inline WordLanes narrow_to_words(BitLanes v) { return __builtin_convertvector(v,
 
 #endif
 
+// The widenings that are single instructions on their own, and what a set of 16-bit lanes is for: float16.
+#if defined(__AVX512F__)
+constexpr bool kHasFloat16 = true;
+inline IntLanes widen_signed(ByteLanes v) { return (IntLanes)_mm512_cvtepi8_epi32((__m128i)v); }
+inline WordLanes widen_to_words(ByteLanes v) { return (WordLanes)_mm256_cvtepu8_epi16((__m128i)v); }
+inline WordLanes widen_signed_to_words(ByteLanes v) { return (WordLanes)_mm256_cvtepi8_epi16((__m128i)v); }
+#elif defined(__AVX2__) && defined(__F16C__)
+constexpr bool kHasFloat16 = true;
+inline __m128i in_low_half(ByteLanes v) { return _mm_cvtsi64_si128(__builtin_bit_cast(long long, v)); }
+inline IntLanes widen_signed(ByteLanes v) { return (IntLanes)_mm256_cvtepi8_epi32(in_low_half(v)); }
+inline WordLanes widen_to_words(ByteLanes v) { return (WordLanes)_mm_cvtepu8_epi16(in_low_half(v)); }
+inline WordLanes widen_signed_to_words(ByteLanes v) { return (WordLanes)_mm_cvtepi8_epi16(in_low_half(v)); }
+#else
+constexpr bool kHasFloat16 = false;
+inline IntLanes widen_signed(ByteLanes v) { return (IntLanes)(widen(v) << 24) >> 24; }
+inline WordLanes widen_to_words(ByteLanes v) { return narrow_to_words(widen(v)); }
+inline WordLanes widen_signed_to_words(ByteLanes v) { return narrow_to_words((BitLanes)widen_signed(v) & 0xffffu); }
+#endif
+
 /// a > b ? a : b and a < b ? a : b, so b where one of them is NaN: single instructions that GCC does not find by
 /// itself.
 inline FloatLanes greater_of(FloatLanes a, FloatLanes b) {
@@ -157,6 +176,59 @@ inline bool any(IntLanes mask) {
   std::int32_t all = 0;
   for (int lane = 0; lane < kLanes; ++lane) all |= mask[lane];
   return all != 0;
+#endif
+}
+
+inline FloatLanes broadcast(float v) { return FloatLanes{} + v; }
+
+/// a * b + c, rounded once where the instruction set can.
+inline FloatLanes multiply_add(FloatLanes a, FloatLanes b, FloatLanes c) {
+#if defined(__AVX512F__)
+  return (FloatLanes)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__)
+  return (FloatLanes)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+
+/// Elements of tables that repeat every 2^bits lanes, by the lowest bits of each lane of `index`.
+#if defined(__AVX512F__)
+constexpr int kLookupBits = 4;
+template <int kBits>
+inline FloatLanes lookup(FloatLanes table, BitLanes index) {
+  if constexpr (kBits <= 2) return (FloatLanes)_mm512_permutevar_ps((__m512)table, (__m512i)index);
+  return (FloatLanes)_mm512_permutexvar_ps((__m512i)index, (__m512)table);
+}
+#elif defined(__AVX2__)
+constexpr int kLookupBits = 2;
+template <int kBits>
+inline FloatLanes lookup(FloatLanes table, BitLanes index) {
+  return (FloatLanes)_mm256_permutevar_ps((__m256)table, (__m256i)index);
+}
+#else
+constexpr int kLookupBits = 0;
+#endif
+
+inline IntLanes lane_numbers() {
+  IntLanes v;
+  for (int lane = 0; lane < kLanes; ++lane) v[lane] = lane;
+  return v;
+}
+
+/// The sum of all lanes, taken in halves.
+inline float sum_lanes(FloatLanes v) {
+#if defined(__AVX512F__)
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256((__m512)v), _mm512_extractf32x8_ps((__m512)v, 1));
+#elif defined(__AVX2__)
+  const __m256 eight = (__m256)v;
+#endif
+#if defined(__AVX2__)
+  __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return four[0] + four[1];
+#else
+  return (v[0] + v[2]) + (v[1] + v[3]);
 #endif
 }
 

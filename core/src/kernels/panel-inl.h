@@ -13,6 +13,8 @@
 #include <cstdint>
 
 #include "kernels/args-inl.h"
+#include "kernels/decode-inl.h"
+#include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/rows-inl.h"
 
@@ -165,20 +167,21 @@ void panel_run(const MatmulArgs& a, void* scratch, std::int64_t begin, std::int6
 
 bool panel_supports(const MatmulArgs& a) { return a.M >= Simd::kFewestPanelRows; }
 
-/// Best first: the panel for many rows, the row kernel for the rest.
+/// Best first; the last one serves what the others do not.
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kKernels[] = {
     {"panel", panel_supports, panel_workspace_bytes, panel_prepare<kDType>, panel_scratch_bytes, panel_unit_count,
      panel_run<kQType>},
+    kFewRowsKernel<kQType, kDType>,
     kRowsKernel<kQType, kDType>,
 };
 
 template <QType kQType>
 constexpr void fill_cells(KernelTable& table) {
   auto* cells = table.matmul[static_cast<int>(kQType)];
-  cells[static_cast<int>(DType::float32)] = {kKernels<kQType, DType::float32>, 2};
-  cells[static_cast<int>(DType::bfloat16)] = {kKernels<kQType, DType::bfloat16>, 2};
-  cells[static_cast<int>(DType::float16)] = {kKernels<kQType, DType::float16>, 2};
+  cells[static_cast<int>(DType::float32)] = {kKernels<kQType, DType::float32>, 3};
+  cells[static_cast<int>(DType::bfloat16)] = {kKernels<kQType, DType::bfloat16>, 3};
+  cells[static_cast<int>(DType::float16)] = {kKernels<kQType, DType::float16>, 3};
 }
 
 /// A table whose every cell holds the kernels of this file and of rows-inl.h.

@@ -41,8 +41,6 @@ struct Float16 {
   static FloatLanes round(FloatLanes v) { return float16_lanes(float16_words(v)); }
 };
 
-inline FloatLanes broadcast(float v) { return FloatLanes{} + v; }
-
 /// The first element of an array, in all lanes.
 template <class F>
 inline FloatLanes broadcast_first(const char* from) {

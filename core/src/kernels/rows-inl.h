@@ -1,22 +1,18 @@
 // The kernel that serves every shape: decode the weights of one output channel to float32 once, then take its dot
 // product with every row of activations. Written once as loops that the compiler vectorizes for the including unit.
-//
-// What it computes defines the semantics that the other kernels keep: weights are scale * code - shift in float32
-// (8-bit: the code, with the scale applied to the finished sum), so activations that are infinite or NaN give what a
-// float matmul with the dequantized weight gives.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
-#include "codec-inl.h"
 #include "kernels/args-inl.h"
+#include "kernels/decode-inl.h"
 #include "kernels/kernel_table.h"
 
 namespace quanto::kernels {
 namespace {
 
-constexpr std::int64_t kLanes = 32;  // partial sums of a dot product, fixed so that its rounding is too
+constexpr std::int64_t kParts = 32;  // partial sums of a dot product, fixed so that its rounding is too
 constexpr std::int64_t kChannelsPerUnit = 8;
 
 inline float multiply_add(float a, float b, float c) {
@@ -27,79 +23,31 @@ inline float multiply_add(float a, float b, float c) {
 #endif
 }
 
-inline float sum_lanes(const float* lanes) {
-  float half[kLanes];
-  for (std::int64_t l = 0; l < kLanes; ++l) half[l] = lanes[l];
-  for (std::int64_t width = kLanes / 2; width > 0; width /= 2) {
-    for (std::int64_t l = 0; l < width; ++l) half[l] += half[l + width];
+/// Adds up the partial sums of a dot product, in halves.
+inline float sum_parts(float* parts) {
+  for (std::int64_t width = kParts / 2; width > 0; width /= 2) {
+    for (std::int64_t l = 0; l < width; ++l) parts[l] += parts[l + width];
   }
-  return half[0];
+  return parts[0];
 }
 
 /// kRows dot products with the same weights, each in the order that a single one would take.
 template <int kRows>
 inline void dot_rows(const float* x, std::int64_t x_stride, const float* w, std::int64_t K, float* result) {
-  float lanes[kRows][kLanes] = {};
+  float parts[kRows][kParts] = {};
   std::int64_t k = 0;
-  for (; k + kLanes <= K; k += kLanes) {
+  for (; k + kParts <= K; k += kParts) {
     for (int m = 0; m < kRows; ++m) {
-      for (std::int64_t l = 0; l < kLanes; ++l) {
-        lanes[m][l] = multiply_add(x[m * x_stride + k + l], w[k + l], lanes[m][l]);
+      for (std::int64_t l = 0; l < kParts; ++l) {
+        parts[m][l] = multiply_add(x[m * x_stride + k + l], w[k + l], parts[m][l]);
       }
     }
   }
   for (int m = 0; m < kRows; ++m) {
     for (std::int64_t l = 0; l < K - k; ++l) {
-      lanes[m][l] = multiply_add(x[m * x_stride + k + l], w[k + l], lanes[m][l]);
+      parts[m][l] = multiply_add(x[m * x_stride + k + l], w[k + l], parts[m][l]);
     }
-    result[m] = sum_lanes(lanes[m]);
-  }
-}
-
-inline void decode_int8(const std::uint8_t* codes, std::int64_t n, float* out) {
-  for (std::int64_t i = 0; i < n; ++i) out[i] = static_cast<float>(static_cast<std::int8_t>(codes[i]));
-}
-
-template <QType kQType>
-inline void decode_float8(const std::uint8_t* codes, std::int64_t n, float* out) {
-  constexpr const Float8Format& kFormat = float8_format(kQType);
-  for (std::int64_t i = 0; i < n; ++i) out[i] = float8_to_float(kFormat, codes[i]);
-}
-
-template <int kBits>
-inline void decode_field(const std::uint8_t* bytes, std::int64_t n, int offset, ScaleOffset so, float* out) {
-  for (std::int64_t i = 0; i < n; ++i) {
-    const auto code = static_cast<std::int32_t>(std::uint32_t{bytes[i]} >> offset & ((1u << kBits) - 1));
-    out[i] = multiply_add(so.scale, static_cast<float>(code), -so.offset);
-  }
-}
-
-/// The weights of channel n for k in [begin, end). Grouped row r = n * groups + j has its codes in the field
-/// r / packed_rows of packed row r % packed_rows, whatever N is.
-template <int kBits>
-inline void decode_affine_channel(const MatmulArgs& a, std::int64_t n, std::int64_t begin, std::int64_t end,
-                                  float* out) {
-  for (std::int64_t k = begin; k < end;) {
-    const std::int64_t j = k / a.group_size, within = k % a.group_size;
-    const std::int64_t count = smaller(a.group_size - within, end - k);
-    const std::int64_t r = n * a.groups + j;
-    const std::uint8_t* bytes = a.w + r % a.packed_rows * a.group_size + within;
-    const int offset = static_cast<int>(r / a.packed_rows) * kBits;
-    decode_field<kBits>(bytes, count, offset, scale_offset(a, r), out + (k - begin));
-    k += count;
-  }
-}
-
-template <QType kQType>
-inline void decode_channel(const MatmulArgs& a, std::int64_t n, std::int64_t begin, std::int64_t end, float* out) {
-  if constexpr (kQType == QType::qint4) {
-    decode_affine_channel<4>(a, n, begin, end, out);
-  } else if constexpr (kQType == QType::qint2) {
-    decode_affine_channel<2>(a, n, begin, end, out);
-  } else if constexpr (kQType == QType::qint8) {
-    decode_int8(a.w + n * a.K + begin, end - begin, out);
-  } else {
-    decode_float8<kQType>(a.w + n * a.K + begin, end - begin, out);
+    result[m] = sum_parts(parts[m]);
   }
 }
 
