@@ -8,7 +8,7 @@ import torch
 
 from .nn import QModuleMixin, quantize_module
 from .nn.qmodule import is_quantizable
-from .tensor import Optimizer, QTensor, qtype
+from .tensor import Optimizer, qtype
 from .tensor.qtype import as_qtype
 
 
@@ -215,7 +215,8 @@ def requantize(
 
     Raises:
         ValueError: the map names a module that the model does not have or that cannot be quantized.
-        RuntimeError: tensors are missing, unexpected or of the wrong shape; the message names them.
+        RuntimeError: tensors are missing, unexpected or of the wrong shape; the message names them. On an error the
+            model is unchanged.
     """
     if device is None:
         first = next(model.parameters(), None)
@@ -239,7 +240,21 @@ def requantize(
             assert isinstance(qmodule, QModuleMixin)
             qmodule.disable_output_quantization()
         replacements[modules[name]] = qmodule
+    snapshot = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
     _replace_modules(model, replacements)
+    try:
+        _load_exactly(model, state_dict, ties)
+    except Exception:
+        _replace_modules(model, {new: old for old, new in replacements.items()})
+        for module, parameters, buffers in snapshot:
+            module._parameters.update(parameters)
+            module._buffers.update(buffers)
+        raise
+    model.to(device)
+
+
+def _load_exactly(model: torch.nn.Module, state_dict: Mapping[str, Any], ties: list[list[str]]) -> None:
+    """Assign the tensors of a state dict, which must be those of the model and all of them."""
     result = model.load_state_dict(dict(state_dict), strict=False, assign=True)
     tied = _tie_again(model, ties, state_dict)
     missing = [key for key in result.missing_keys if key not in tied]
@@ -252,13 +267,3 @@ def requantize(
     if any(keys for _, keys in problems):
         text = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems if keys)
         raise RuntimeError(f"[requantize] state_dict: got keys that do not fit the model: {text}")
-    model.to(device)
-
-
-def quantized_weights(model: torch.nn.Module) -> dict[str, QTensor]:
-    """The frozen weights of a model by the name of their module."""
-    return {
-        name: m.weight
-        for name, m in model.named_modules()
-        if isinstance(m, QModuleMixin) and isinstance(m.weight, QTensor)
-    }

@@ -441,3 +441,15 @@ def test_import_paths_of_earlier_versions():
     assert PackedTensor
     assert qint2
     assert WeightQBytesTensor
+
+
+def test_requantize_that_fails_leaves_the_model_as_it_was():
+    state, qmap = frozen("qint4").state_dict(), quantization_map(frozen("qint4"))
+    model, x = Model(), sample()
+    expected, before = model(x), {name: id(p) for name, p in model.named_parameters()}
+    for bad in ({k: v for k, v in state.items() if k != "second.weight._scale"}, {**state, "extra": torch.ones(1)}):
+        with pytest.raises(RuntimeError):
+            requantize(model, bad, qmap)
+        assert type(model.first) is torch.nn.Linear
+        assert {name: id(p) for name, p in model.named_parameters()} == before
+        assert torch.equal(model(x), expected)
