@@ -43,7 +43,7 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
   const auto add = [&](std::int64_t M, std::int64_t N, std::int64_t K, std::int64_t group_size) {
     shapes.push_back({qtype, x_dtype, x_dtype, M, N, K, group_size});
   };
-  for (const std::int64_t M : {1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 33, 67}) {
+  for (const std::int64_t M : {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 33, 67}) {
     add(M, 13, 67, 0);
     add(M, 64, 256, 0);
   }
@@ -51,6 +51,7 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
   for (const std::int64_t K : {1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 511}) add(2, 34, K, 0);
   add(1, 132, 1024, 0);
   add(40, 132, 640, 0);
+  for (const std::int64_t M : {1, 2, 7, 12, 20}) add(M, 44, 2115, 0);  // deeper than one block of k
   if (!is_affine(qtype)) return shapes;
   for (const std::int64_t group_size : {1, 7, 32, 64, 96, 128, 160}) {
     for (const std::int64_t N : {1, 3, 6, 8, 65, 68, 72}) {
@@ -58,6 +59,7 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
       add(5, N, 2 * group_size, group_size);
       add(19, N, 4 * group_size, group_size);
     }
+    for (const std::int64_t M : {1, 4, 14}) add(M, 12, 1056 / group_size * group_size * 2, group_size);
   }
   return shapes;
 }

@@ -10,7 +10,7 @@ struct Simd {
   static constexpr int kLanes = 4;
   static constexpr int kRowVectors = 2;
   static constexpr int kTile = 6;
-  static constexpr int kFewestPanelRows = 8;
+  static constexpr int kFewestPanelRows = 5;
   static V load(const float* at) {
     V v;
     __builtin_memcpy(&v, at, sizeof(v));
