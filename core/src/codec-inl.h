@@ -113,7 +113,13 @@ static inline BitsOf<Float> encode_float16(Float value) {
 }
 
 static inline float bfloat16_to_float(std::uint16_t code) { return decode_bfloat16(std::uint32_t{code}); }
-static inline float float16_to_float(std::uint16_t code) { return decode_float16(std::uint32_t{code}); }
+static inline float float16_to_float(std::uint16_t code) {
+#if defined(__F16C__)
+  return static_cast<float>(__builtin_bit_cast(_Float16, code));  // a single instruction
+#else
+  return decode_float16(std::uint32_t{code});
+#endif
+}
 static inline std::uint16_t float_to_bfloat16(float value) {
   return static_cast<std::uint16_t>(encode_bfloat16(value));
 }

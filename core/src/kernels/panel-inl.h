@@ -88,6 +88,7 @@ inline void multiply_tiles(std::int64_t channels, const float* x, const float* w
 inline void multiply_block(std::int64_t rows, std::int64_t channels, const float* x, const float* w, std::int64_t depth,
                            float* sums) {
   static_assert(Simd::kRowVectors == 2 || Simd::kRowVectors == 4);
+  constexpr int kThree = Simd::kRowVectors == 4 ? 3 : 2;  // never taken with 2
   if (rows <= Simd::Narrow::kLanes) {
     return multiply_tiles<typename Simd::Narrow, 2 * kTile, 1>(channels, x, w, depth, sums);
   }
@@ -97,7 +98,7 @@ inline void multiply_block(std::int64_t rows, std::int64_t channels, const float
     case 2:
       return multiply_tiles<Simd, kTile, 2>(channels, x, w, depth, sums);
     case 3:
-      return multiply_tiles < Simd, kTile, Simd::kRowVectors == 4 ? 3 : 2 > (channels, x, w, depth, sums);
+      return multiply_tiles<Simd, kTile, kThree>(channels, x, w, depth, sums);
     default:
       return multiply_tiles<Simd, kTile, Simd::kRowVectors>(channels, x, w, depth, sums);
   }
