@@ -6,8 +6,10 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace quanto {
@@ -103,8 +105,10 @@ int default_thread_count() {
   return std::max(1u, std::thread::hardware_concurrency());
 }
 
+using SharedPool = std::shared_ptr<Pool>;
+
 std::mutex pool_mutex;
-Pool* pool = nullptr;
+SharedPool& pool = *new SharedPool;  // never destroyed: at exit a forked child would wait for its parent's threads
 pid_t pool_owner = 0;
 std::atomic<int> pool_width{0};
 
@@ -114,27 +118,24 @@ int built_in_thread_count() {
   return pool_width.load();
 }
 
-/// The pool, started at first use. After a fork the parent's threads are gone: the child leaks that pool, whose mutexes
-/// may be held forever, and starts its own.
-Pool& current_pool() {
+/// The pool, started at first use and again when its width changes; whoever is still running a job keeps the old one
+/// until it is done. After a fork the parent's threads are gone: the child leaks that pool, whose mutexes may be held
+/// for ever, and starts its own.
+SharedPool current_pool() {
   std::lock_guard lock(pool_mutex);
-  if (pool != nullptr && pool_owner != getpid()) pool = nullptr;
-  if (pool != nullptr && pool->threads() != built_in_thread_count()) {
-    delete pool;
-    pool = nullptr;
-  }
-  if (pool == nullptr) {
-    pool = new Pool(built_in_thread_count());
+  if (pool != nullptr && pool_owner != getpid()) new SharedPool(std::move(pool));
+  if (pool == nullptr || pool->threads() != built_in_thread_count()) {
+    pool = std::make_shared<Pool>(built_in_thread_count());
     pool_owner = getpid();
   }
-  return *pool;
+  return pool;
 }
 
 void built_in_run(std::int64_t size, std::int64_t grain, ParallelBody body, void* context) {
   const std::int64_t threads = std::min<std::int64_t>(built_in_thread_count(), (size + grain - 1) / grain);
   if (threads <= 1 || inside_job) return body(context, 0, size);
   Job job{size, std::max(grain, size / (threads * kChunksPerThread)), body, context};
-  current_pool().run(job);
+  current_pool()->run(job);
 }
 
 std::atomic<const ParallelBackend*> backend{nullptr};

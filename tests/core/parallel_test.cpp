@@ -56,6 +56,20 @@ TEST(Parallel, ServesSeveralCallersAtOnce) {
   for (auto& caller : callers) caller.join();
 }
 
+TEST(Parallel, ServesCallersWhileItsWidthChanges) {
+  std::atomic<bool> done{false};
+  std::thread resizer([&] {
+    for (int i = 0; !done; ++i) {
+      set_thread_count(2 + i % 3);
+      visits(10, 1);
+    }
+  });
+  for (int i = 0; i < 300; ++i) EXPECT_EQ(visits(64, 1), std::vector<int>(64, 1));
+  done = true;
+  resizer.join();
+  set_thread_count(2);
+}
+
 #if !defined(__SANITIZE_THREAD__)  // ThreadSanitizer does not support threads started after a fork
 TEST(Parallel, WorksInAForkedChild) {
   set_thread_count(2);
