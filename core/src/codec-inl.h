@@ -42,17 +42,17 @@ constexpr std::uint32_t kMagnitudeMask = 0x7fffffffu;
 constexpr std::uint32_t kInfinityBits = 0x7f800000u;
 
 template <class Bits>
-static inline FloatOf<Bits> float_from_bits(Bits bits) {
+static inline constexpr FloatOf<Bits> float_from_bits(Bits bits) {
   return __builtin_bit_cast(FloatOf<Bits>, bits);
 }
 template <class Float>
-static inline BitsOf<Float> bits_from_float(Float value) {
+static inline constexpr BitsOf<Float> bits_from_float(Float value) {
   return __builtin_bit_cast(BitsOf<Float>, value);
 }
 
 /// bits > limit for patterns without a sign bit; signed, because SSE2 and AVX2 compare nothing else.
 template <class Bits>
-static inline auto exceeds(Bits bits, std::uint32_t limit) {
+static inline constexpr auto exceeds(Bits bits, std::uint32_t limit) {
   return __builtin_bit_cast(IntOf<Bits>, bits) > static_cast<std::int32_t>(limit);
 }
 
@@ -149,7 +149,7 @@ constexpr std::uint32_t power_of_two(int exponent) { return static_cast<std::uin
 
 /// The value of the code in the low byte of each lane.
 template <class Bits>
-static inline FloatOf<Bits> decode_float8(const Float8Format& f, Bits code) {
+static inline constexpr FloatOf<Bits> decode_float8(const Float8Format& f, Bits code) {
   const int shift = 23 - f.mantissa_bits;
   const Bits sign = (code & 0x80u) << 24;
   const Bits field = code & 0x7fu;
@@ -191,7 +191,7 @@ static inline BitsOf<Float> encode_float8(const Float8Format& f, Float value) {
   return f.nan_is_negative_zero ? (code == 0u ? code : with_sign) : with_sign;
 }
 
-static inline float float8_to_float(const Float8Format& f, std::uint8_t code) {
+static inline constexpr float float8_to_float(const Float8Format& f, std::uint8_t code) {
   return decode_float8(f, std::uint32_t{code});
 }
 static inline std::uint8_t float_to_float8(const Float8Format& f, float value) {

@@ -106,6 +106,10 @@ void run(const MatmulKernel& kernel, MatmulArgs& args) {
   const bool serial = args.M * args.N <= kSerialOperations / args.K;
   parallel_for(args.M, serial ? args.M : std::max<std::int64_t>(1, (1 << 16) / args.K),
                [&](std::int64_t begin, std::int64_t end) { kernel.prepare(args, begin, end); });
+  if (kernel.serves_values != nullptr && !kernel.serves_values(args)) {
+    args.special_values = true;
+    return run(*kernels::choose_matmul(args).kernel, args);
+  }
   const std::int64_t units = kernel.unit_count(args);
   const std::size_t scratch = kernel.scratch_bytes(args);
   parallel_for(units, serial ? units : 1,

@@ -35,7 +35,7 @@ inline void store_output(const MatmulArgs& a, std::int64_t m, std::int64_t n, fl
   store_float(a.y, a.x_dtype, m * a.N + n, value);
 }
 
-inline std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 
 }  // namespace
 }  // namespace quanto::kernels

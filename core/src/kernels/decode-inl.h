@@ -56,6 +56,26 @@ inline FloatLanes decode_bytes(ByteLanes codes) {
   }
 }
 
+/// `count` elements of a float array, zeros after them.
+inline FloatLanes load_floats(const void* base, DType dtype, std::int64_t index, int count) {
+  const char* at = static_cast<const char*>(base);
+  if (dtype == DType::float32) return load<FloatLanes>(at + index * 4, count);
+  const auto words = load<WordLanes>(at + index * 2, count);
+  return dtype == DType::bfloat16 ? decode_bfloat16(widen(words)) : float16_lanes(words);
+}
+
+/// The scales and offsets of consecutive grouped rows.
+struct ScaleOffsets {
+  FloatLanes scale, offset;
+};
+
+inline ScaleOffsets scale_offsets(const MatmulArgs& a, std::int64_t grouped_row, int count) {
+  const FloatLanes scale = load_floats(a.scale, a.scale_dtype, grouped_row, count);
+  if (a.shift_kind == ShiftKind::floating) return {scale, load_floats(a.shift, a.scale_dtype, grouped_row, count)};
+  const auto shifts = load<ByteLanes>(static_cast<const std::uint8_t*>(a.shift) + grouped_row, count);
+  return {scale, scale * to_float((IntLanes)widen(shifts))};
+}
+
 /// What turns the codes of one group into weights; `field` numbers the codes in a byte.
 template <int kBits, bool kLookedUp = (kBits <= kLookupBits)>
 struct GroupDecoder {

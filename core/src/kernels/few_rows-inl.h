@@ -1,9 +1,15 @@
-// The kernel for few rows, where the time goes into reading the weights: decode them in registers, a vector at a time,
+// The kernel for few rows, where the time goes into reading the weights: decode them in registers, a chunk at a time,
 // and multiply them at once with up to kRowsAtOnce rows of activations. Each byte of weights comes from memory once;
 // more rows find it in the cache again.
 //
-// The products of kDepth codes are summed in vectors, those sums one after another: the same order for every row,
-// whatever the other rows are, so a row has the same bytes in every batch.
+// Codes are multiplied as they are. A channel's 8-bit codes have one scale, which its sum is multiplied with; the
+// packed qtypes have one for each group, whose products are summed on their own and then scaled. Their shifts meet the
+// sums of the activations of a group, which are taken once per call:
+//   sum over k of (scale * code - shift) * x  =  scale * sum of code * x  -  shift * sum of x.
+// No term is larger than |scale * code * x| or |shift * x|, and a group of zeros gives zero.
+//
+// The order of the additions is the same for every row, whatever the other rows are, so a row has the same bytes in
+// every batch: products of a chunk go to the lanes of a vector, groups end at multiples of kSegment.
 #pragma once
 
 #include <cstddef>
@@ -11,247 +17,387 @@
 
 #include "kernels/args-inl.h"
 #include "kernels/decode-inl.h"
+#include "kernels/dots-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lanes-inl.h"
-#include "kernels/rows-inl.h"
-
-#define QUANTO_INLINE inline __attribute__((always_inline))
-#define QUANTO_UNROLL _Pragma("GCC unroll 16")
 
 namespace quanto::kernels {
 namespace {
 
-constexpr std::int64_t kFewRows = Simd::kFewestPanelRows - 1;
-constexpr std::int64_t kRowsAtOnce = 4;
-constexpr std::int64_t kDepth =
-    1024;  // the activations of 4 rows, 16 KiB, stay in the L1 cache for all stripes of a unit
+constexpr std::int64_t kSegment = 512;  // codes; the activations of kRowsAtOnce rows stay in the L1 cache
+// Sums in registers. A multiply-add every cycle wants more of them than its latency suggests: with 8 the pipes of Zen 4
+// are at 75 %, with 16 at 93 %.
+constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
+constexpr std::int64_t kRowsAtOnce = kSums / 2;
 constexpr std::int64_t kStripesPerUnit = 8;
 constexpr std::int64_t kCacheLine = 64;
 
-/// Codes in a byte. Stripe i, the K bytes from i * K on, holds the codes of the channels i, i + N / fields, ...
-template <QType kQType>
-constexpr int kFieldsOf = 8 / bits_of(kQType);
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
-template <QType kQType>
+/// Codes in a byte. Stripe i, the K bytes from i * K on, holds the codes of the channels i, i + N / fields, ...
+template <class Dots>
 QUANTO_INLINE std::int64_t stripe_count(const MatmulArgs& a) {
-  return a.N / kFieldsOf<kQType>;
+  return a.N / Dots::kFields;
 }
 
-/// What is multiplied at once: some stripes and some rows, for k in [begin, end).
-struct FewRowsBlock {
-  std::int64_t stripe, m;
-  std::int64_t begin, end;
-  const std::uint8_t* next;  ///< the codes that are needed after these
-  float* sums;               ///< of (stripe, field, row), kFewRows rows each
+/// The sizes of blocks of rows that code is generated for: what a number of rows up to kRowsAtOnce is padded to.
+constexpr std::int64_t padded_block(std::int64_t rows) { return rows <= 4 ? rows : round_up(rows, 2); }
+constexpr std::int64_t padded_rows(std::int64_t rows) {
+  return rows / kRowsAtOnce * kRowsAtOnce + padded_block(rows % kRowsAtOnce);
+}
 
-  const float* x(const MatmulArgs& a) const { return static_cast<const float*>(a.workspace) + m * a.K; }
+/// What prepare() leaves for run(): the activations in the order of the chunks, the sums of their groups, and whether
+/// every one is of a magnitude that this kernel serves. Rows that are multiplied at once lie beside each other, chunk
+/// by chunk, so that one pointer reaches them all.
+template <class Dots>
+struct PreparedRows {
+  static constexpr bool kAffine = is_affine_qtype(Dots::kQType);
+  typename Dots::X* activations;
+  float* sums;
+  bool* plain;
+  std::int64_t rows;  ///< a.M, filled up with zeros
+  std::int64_t chunks, sums_each;
+
+  explicit PreparedRows(const MatmulArgs& a)
+      : activations(static_cast<typename Dots::X*>(a.workspace)),
+        rows(padded_rows(a.M)),
+        chunks(ceil_div(a.K, Dots::kChunk)),
+        sums_each(kAffine ? round_up(a.groups, kLanes) : 0) {
+    sums = reinterpret_cast<float*>(activations + rows * chunks * Dots::kVectors);
+    plain = reinterpret_cast<bool*>(sums + rows * sums_each);
+  }
+
+  std::size_t bytes() const {
+    return static_cast<std::size_t>(rows) *
+           (static_cast<std::size_t>(chunks * Dots::kVectors) * sizeof(typename Dots::X) +
+            static_cast<std::size_t>(sums_each) * sizeof(float) + sizeof(bool));
+  }
+  /// Chunk c of row m; the following rows of its block are kVectors further each.
+  typename Dots::X* x(std::int64_t m, std::int64_t c) const {
+    const std::int64_t block = m / kRowsAtOnce * kRowsAtOnce;
+    const std::int64_t together = smaller(kRowsAtOnce, rows - block);
+    return activations + (block * chunks + c * together + (m - block)) * Dots::kVectors;
+  }
+  float* group_sums(std::int64_t m) const { return sums + m * sums_each; }
 };
 
-// 8-bit codes.
+template <class Dots>
+std::size_t few_rows_workspace_bytes(const MatmulArgs& a) {
+  return PreparedRows<Dots>(a).bytes();
+}
 
-template <QType kQType, int kChannels, int kRows, class Chunk>
-QUANTO_INLINE void add_products(const std::uint8_t* codes, const float* x, std::int64_t K, Chunk chunk,
-                                FloatLanes (&sums)[kChannels][kRows]) {
-  QUANTO_UNROLL for (int c = 0; c < kChannels; ++c) {
-    const FloatLanes weights = decode_bytes<kQType>(load<ByteLanes>(codes + c * K, chunk.count));
-    QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-      sums[c][m] = multiply_add(weights, load<FloatLanes>(x + m * K, chunk.count), sums[c][m]);
+template <class Dots, DType kDType>
+void few_rows_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
+  const PreparedRows<Dots> rows(a);
+  if (end == a.M) end = rows.rows;
+  for (std::int64_t m = begin; m < end; ++m) {
+    const std::int64_t K = m < a.M ? a.K : 0;
+    bool plain = true;
+    float* sums = rows.group_sums(m);
+    for (std::int64_t j = 0; j < rows.sums_each; ++j) sums[j] = 0.0f;
+    for (std::int64_t c = 0; c < rows.chunks; ++c) {
+      const std::int64_t k = c * Dots::kChunk;
+      const ChunkSummary summary = Dots::template prepare<kDType>(
+          a.x, m * a.x_stride + k, K < k ? 0 : smaller(Dots::kChunk, K - k), rows.x(m, c));
+      plain &= summary.plain;
+      if constexpr (rows.kAffine) sums[k / a.group_size] += summary.sum;
     }
+    rows.plain[m] = plain;
   }
 }
 
-template <QType kQType, int kChannels, int kRows>
-inline void multiply_bytes(const MatmulArgs& a, const FewRowsBlock& block) {
-  const std::uint8_t* codes = a.w + block.stripe * a.K + block.begin;
-  const float* x = block.x(a) + block.begin;
-  const std::int64_t depth = block.end - block.begin;
-  FloatLanes sums[kChannels][kRows] = {};
-  std::int64_t k = 0;
-  for (; k + kCacheLine <= depth; k += kCacheLine) {
-    QUANTO_UNROLL for (int c = 0; c < kChannels; ++c) __builtin_prefetch(block.next + c * a.K + k);
-    QUANTO_UNROLL for (int i = 0; i < kCacheLine; i += kLanes) {
-      add_products<kQType>(codes + k + i, x + k + i, a.K, WholeChunk{}, sums);
-    }
-  }
-  for_chunks(depth - k,
-             [&](std::int64_t i, auto chunk) { add_products<kQType>(codes + k + i, x + k + i, a.K, chunk, sums); });
-  for (int c = 0; c < kChannels; ++c) {
-    for (int r = 0; r < kRows; ++r) block.sums[c * kFewRows + r] += sum_lanes(sums[c][r]);
-  }
+template <class Dots>
+bool few_rows_serves_values(const MatmulArgs& a) {
+  if constexpr (Dots::kTakesAllValues) return true;
+  const PreparedRows<Dots> rows(a);
+  bool plain = true;
+  for (std::int64_t m = 0; m < a.M; ++m) plain &= rows.plain[m];
+  return plain;
 }
 
-// 4- and 2-bit codes.
+/// A thread's memory: the sums of a unit, a vector for each (stripe, field, row), and its scales.
+template <class Dots>
+struct UnitScratch {
+  FloatLanes* totals;
+  float* scales;  ///< of (stripe, field, group), with the field's factor
+  std::int64_t rows, scale_row;
 
-/// Sums of the fields [kFirst, kFirst + kFields) of a stripe. Vectors of codes go to two sums in turn, which gives the
-/// processor independent additions.
-template <int kBits, int kFirst, int kFields, int kRows>
-struct FieldSums {
-  GroupDecoder<kBits> decoders[kFields];
-  FloatLanes at[kFields][kRows][2] = {};
+  UnitScratch(const MatmulArgs& a, void* memory)
+      : totals(static_cast<FloatLanes*>(memory)),
+        scales(reinterpret_cast<float*>(totals + kStripesPerUnit * Dots::kFields * padded_rows(a.M))),
+        rows(padded_rows(a.M)),
+        scale_row(PreparedRows<Dots>::kAffine ? round_up(a.groups, kLanes) : 0) {}
 
-  QUANTO_INLINE void start_group(const MatmulArgs& a, std::int64_t stripe, std::int64_t j) {
-    const std::int64_t apart = a.N / (8 / kBits) * a.groups;
-    QUANTO_UNROLL for (int f = 0; f < kFields; ++f) {
-      decoders[f] = GroupDecoder<kBits>(scale_offset(a, (kFirst + f) * apart + stripe * a.groups + j));
-    }
+  std::size_t bytes() const {
+    return static_cast<std::size_t>(kStripesPerUnit * Dots::kFields) *
+           (static_cast<std::size_t>(rows) * sizeof(FloatLanes) + static_cast<std::size_t>(scale_row) * sizeof(float));
   }
+  FloatLanes* totals_of(std::int64_t stripe, int field) const {
+    return totals + (stripe * Dots::kFields + field) * rows;
+  }
+  float* scales_of(std::int64_t stripe, int field) const {
+    return scales + (stripe * Dots::kFields + field) * scale_row;
+  }
+};
 
-  template <class Chunk>
-  QUANTO_INLINE void add_products(const std::uint8_t* codes, const float* x, std::int64_t K, int turn, Chunk chunk) {
-    const BitLanes bytes = widen(load<ByteLanes>(codes, chunk.count));
-    QUANTO_UNROLL for (int f = 0; f < kFields; ++f) {
-      const FloatLanes weights = decoders[f].decode(bytes, kFirst + f);
-      QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-        at[f][m][turn] = multiply_add(weights, load<FloatLanes>(x + m * K, chunk.count), at[f][m][turn]);
+template <class Dots>
+std::size_t few_rows_scratch_bytes(const MatmulArgs& a) {
+  return UnitScratch<Dots>(a, nullptr).bytes();
+}
+
+/// What is multiplied at once: codes of some stripes with some rows, from k on.
+struct FewRowsBlock {
+  const std::uint8_t* codes;  ///< of the first stripe
+  std::int64_t apart;         ///< bytes from a stripe to the next
+  const std::uint8_t* next;   ///< the codes that are needed after these
+  std::int64_t stripe;        ///< the first one, counted within the unit
+  std::int64_t m;
+  std::int64_t k, depth;  ///< whole chunks, at most kSegment
+
+  FewRowsBlock from_stripe(std::int64_t s) const {
+    FewRowsBlock block = *this;
+    block.codes += (s - stripe) * apart;
+    block.stripe = s;
+    return block;
+  }
+};
+
+/// Sums of products in registers.
+template <class Dots, int kStripes, int kFirst, int kFields, int kRows>
+struct BlockSums {
+  FloatLanes of[kStripes][kFields][kRows];
+
+  template <class Visit>
+  QUANTO_INLINE void for_each(Visit visit) {
+    QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
+      QUANTO_UNROLL for (int f = 0; f < kFields; ++f) {
+        QUANTO_UNROLL for (int m = 0; m < kRows; ++m) visit(s, f, m, of[s][f][m]);
       }
     }
   }
 
-  /// `count` codes of one group.
-  QUANTO_INLINE void add_group(const std::uint8_t* codes, const float* x, std::int64_t K, std::int64_t count) {
-    std::int64_t i = 0;
-    for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-      add_products(codes + i, x + i, K, 0, WholeChunk{});
-      add_products(codes + i + kLanes, x + i + kLanes, K, 1, WholeChunk{});
+  QUANTO_INLINE void add_chunk(const std::uint8_t* codes, std::int64_t apart, const typename Dots::X* x) {
+    typename Dots::Codes loaded[kStripes];
+    QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) loaded[s] = Dots::load_codes(codes + s * apart);
+    QUANTO_UNROLL for (int v = 0; v < Dots::kVectors; ++v) {
+      typename Dots::X rows[kRows];
+      QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+        rows[m] = x[m * Dots::kVectors + v];
+        // Without this the compiler loads them again for every stripe and field.
+        if constexpr (kStripes * kFields > 1) asm("" : "+v"(rows[m]));
+      }
+      QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
+        QUANTO_UNROLL for (int f = 0; f < kFields; ++f) {
+          const typename Dots::X w = Dots::decode(loaded[s], kFirst + f, v);
+          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) of[s][f][m] = Dots::add_products(w, rows[m], of[s][f][m]);
+        }
+      }
     }
-    for_chunks(count - i,
-               [&](std::int64_t rest, auto chunk) { add_products(codes + i + rest, x + i + rest, K, 0, chunk); });
+  }
+
+  QUANTO_INLINE void add_chunks(const FewRowsBlock& block, std::int64_t offset, std::int64_t depth,
+                                const typename Dots::X* x) {
+    const std::uint8_t* codes = block.codes + offset;
+    const std::uint8_t* next = block.next + offset;
+    for (std::int64_t i = 0; i < depth; i += Dots::kChunk, x += kRows * Dots::kVectors) {
+      if constexpr (kFirst == 0) {
+        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(next + s * block.apart + i);
+      }
+      add_chunk(codes + i, block.apart, x);
+    }
   }
 };
 
-template <int kBits, int kFirst, int kFields, int kRows>
-inline void multiply_fields(const MatmulArgs& a, const FewRowsBlock& block) {
-  const std::uint8_t* codes = a.w + block.stripe * a.K;
-  const float* x = block.x(a);
-  FieldSums<kBits, kFirst, kFields, kRows> sums;
-  for (std::int64_t k = block.begin; k < block.end;) {
-    const std::int64_t j = k / a.group_size;
-    const std::int64_t end = smaller((j + 1) * a.group_size, block.end);
-    if constexpr (kFirst == 0) {
-      for (std::int64_t i = k; i < end; i += kCacheLine) __builtin_prefetch(block.next + (i - block.begin));
-    }
-    sums.start_group(a, block.stripe, j);
-    sums.add_group(codes + k, x + k, a.K, end - k);
-    k = end;
+template <class Dots, int kStripes, int kFirst, int kFields, int kRows>
+__attribute__((noinline)) void multiply_block(const MatmulArgs& a, const FewRowsBlock& block,
+                                              const UnitScratch<Dots>& scratch) {
+  using Sums = BlockSums<Dots, kStripes, kFirst, kFields, kRows>;
+  const typename Dots::X* x = PreparedRows<Dots>(a).x(block.m, block.k / Dots::kChunk);
+  FloatLanes* totals[kStripes][kFields];
+  for (int st = 0; st < kStripes; ++st) {
+    for (int f = 0; f < kFields; ++f) totals[st][f] = scratch.totals_of(block.stripe + st, kFirst + f) + block.m;
   }
-  for (int f = 0; f < kFields; ++f) {
-    for (int r = 0; r < kRows; ++r) {
-      block.sums[(kFirst + f) * kFewRows + r] += sum_lanes(sums.at[f][r][0] + sums.at[f][r][1]);
-    }
+  Sums sums;
+  if constexpr (!is_affine_qtype(Dots::kQType)) {
+    sums.for_each([&](int s, int f, int m, FloatLanes& sum) { sum = totals[s][f][m]; });
+    sums.add_chunks(block, 0, block.depth, x);
+    sums.for_each([&](int s, int f, int m, FloatLanes& sum) { totals[s][f][m] = sum; });
+    return;
+  }
+  const float* scales[kStripes][kFields];
+  const std::int64_t first_group = block.k / a.group_size;
+  for (int st = 0; st < kStripes; ++st) {
+    for (int f = 0; f < kFields; ++f) scales[st][f] = scratch.scales_of(block.stripe + st, kFirst + f) + first_group;
+  }
+  std::int64_t left_in_group = (first_group + 1) * a.group_size - block.k;
+  for (std::int64_t k = 0, j = 0; k < block.depth; ++j) {
+    const std::int64_t depth = smaller(left_in_group, block.depth - k);
+    sums = Sums{};
+    sums.add_chunks(block, k, depth, x + k / Dots::kChunk * (kRows * Dots::kVectors));
+    sums.for_each([&](int s, int f, int m, FloatLanes& sum) {
+      totals[s][f][m] = multiply_add(sum, broadcast(scales[s][f][j]), totals[s][f][m]);
+    });
+    k += depth;
+    left_in_group = a.group_size;
   }
 }
 
-/// All fields of a stripe, as many together as registers hold sums for.
-template <int kBits, int kRows, int kFirst = 0>
-inline void multiply_stripe(const MatmulArgs& a, const FewRowsBlock& block) {
-  constexpr int kTogether = kRows == 1 ? 4 : kRows == 2 ? 2 : 1;
-  constexpr int kFields = 8 / kBits < kTogether ? 8 / kBits : kTogether;
-  multiply_fields<kBits, kFirst, kFields, kRows>(a, block);
-  if constexpr (kFirst + kFields < 8 / kBits) multiply_stripe<kBits, kRows, kFirst + kFields>(a, block);
+/// How the sums in registers are shared out: the fields of a byte first, then stripes.
+template <class Dots, int kRows>
+constexpr int kFieldsAtOnce = smaller(Dots::kFields, kSums / kRows);
+template <class Dots, int kRows>
+constexpr int kStripesAtOnce = smaller(4, kSums / kRows / kFieldsAtOnce<Dots, kRows>);
+
+/// All fields of some stripes, as many together as registers hold sums for.
+template <class Dots, int kStripes, int kRows, int kFirst = 0>
+inline void multiply_fields(const MatmulArgs& a, const FewRowsBlock& block, const UnitScratch<Dots>& scratch) {
+  constexpr int kFields = kFieldsAtOnce<Dots, kRows>;
+  multiply_block<Dots, kStripes, kFirst, kFields, kRows>(a, block, scratch);
+  if constexpr (kFirst + kFields < Dots::kFields) {
+    multiply_fields<Dots, kStripes, kRows, kFirst + kFields>(a, block, scratch);
+  }
+}
+
+/// kRows rows with all stripes up to `last`.
+template <class Dots, int kRows>
+inline void multiply_stripes(const MatmulArgs& a, const FewRowsBlock& block, std::int64_t last,
+                             const UnitScratch<Dots>& scratch) {
+  constexpr int kStripes = kStripesAtOnce<Dots, kRows>;
+  for (std::int64_t s = block.stripe; s < last;) {
+    FewRowsBlock part = block.from_stripe(s);
+    const bool all = s + kStripes <= last;
+    s += all ? kStripes : 1;
+    if (s < last) part.next = part.codes + (all ? kStripes : 1) * block.apart;
+    all ? multiply_fields<Dots, kStripes, kRows>(a, part, scratch) : multiply_fields<Dots, 1, kRows>(a, part, scratch);
+  }
+}
+
+/// `count` <= kRows rows, a number that padded_block() gives.
+template <class Dots, int kRows>
+inline void multiply_rest(const MatmulArgs& a, const FewRowsBlock& block, std::int64_t last, std::int64_t count,
+                          const UnitScratch<Dots>& scratch) {
+  if constexpr (kRows > 0) {
+    if constexpr (padded_block(kRows) == kRows) {
+      if (count == kRows) return multiply_stripes<Dots, kRows>(a, block, last, scratch);
+    }
+    multiply_rest<Dots, kRows - 1>(a, block, last, count, scratch);
+  }
+}
+
+template <class Dots>
+inline void multiply_all_rows(const MatmulArgs& a, FewRowsBlock block, std::int64_t last,
+                              const UnitScratch<Dots>& scratch) {
+  const std::int64_t rows = padded_rows(a.M);
+  for (; block.m + kRowsAtOnce <= rows; block.m += kRowsAtOnce) {
+    multiply_stripes<Dots, kRowsAtOnce>(a, block, last, scratch);
+  }
+  multiply_rest<Dots, kRowsAtOnce - 1>(a, block, last, rows - block.m, scratch);
+}
+
+/// The stripes [begin, end) of a unit, whose codes are `codes`. What is left of K after whole chunks is copied to where
+/// zeros follow it.
+template <class Dots>
+inline void multiply_stripe_range(const MatmulArgs& a, const std::uint8_t* codes, std::int64_t begin, std::int64_t end,
+                                  const UnitScratch<Dots>& scratch) {
+  const std::int64_t whole = a.K / Dots::kChunk * Dots::kChunk;
+  codes += begin * a.K;
+  for (std::int64_t k = 0; k < whole; k += kSegment) {
+    const std::int64_t depth = smaller(kSegment, whole - k);
+    const std::uint8_t* next = k + depth < whole ? codes + k + depth : codes + (end - begin) * a.K;
+    multiply_all_rows<Dots>(a, {codes + k, a.K, next, begin, 0, k, depth}, end, scratch);
+  }
+  if (whole == a.K) return;
+  std::uint8_t rest[kStripesPerUnit * Dots::kChunk] = {};
+  for (std::int64_t s = begin; s < end; ++s) {
+    __builtin_memcpy(rest + (s - begin) * Dots::kChunk, codes + (s - begin) * a.K + whole,
+                     static_cast<std::size_t>(a.K - whole));
+  }
+  multiply_all_rows<Dots>(a, {rest, Dots::kChunk, rest, begin, 0, whole, Dots::kChunk}, end, scratch);
 }
 
 // Units.
 
-/// Stripes that are multiplied at once with a number of rows: 4 or more independent sums, at most 8.
-template <QType kQType, int kRows>
-constexpr int kStripesAtOnce = is_affine_qtype(kQType) ? 1
-                               : kRows <= 2            ? 4
-                                                       : 2;
-
-template <QType kQType, int kStripes, int kRows>
-QUANTO_INLINE void multiply_block(const MatmulArgs& a, const FewRowsBlock& block) {
-  if constexpr (is_affine_qtype(kQType)) {
-    multiply_stripe<bits_of(kQType), kRows>(a, block);
-  } else {
-    multiply_bytes<kQType, kStripes, kRows>(a, block);
-  }
-}
-
-/// kRows rows with `count` stripes from `first` on, for k in [begin, end).
-template <QType kQType, int kRows>
-inline void multiply_stripes(const MatmulArgs& a, FewRowsBlock block, std::int64_t count) {
-  constexpr int kStripes = kStripesAtOnce<kQType, kRows>;
-  const std::int64_t first = block.stripe;
-  const std::uint8_t* following = block.next;
-  for (std::int64_t i = 0; i < count;) {
-    const bool all = i + kStripes <= count;
-    const std::int64_t step = all ? kStripes : 1;
-    block.stripe = first + i;
-    block.next = i + step < count ? a.w + (first + i + step) * a.K + block.begin : following;
-    if (all) {
-      multiply_block<kQType, kStripes, kRows>(a, block);
-    } else {
-      multiply_block<kQType, 1, kRows>(a, block);
-    }
-    block.sums += step * kFieldsOf<kQType> * kFewRows;
-    i += step;
-  }
-}
-
-template <QType kQType>
-inline void multiply_all_rows(const MatmulArgs& a, FewRowsBlock block, std::int64_t count) {
-  for (; block.m + kRowsAtOnce <= a.M; block.m += kRowsAtOnce, block.sums += kRowsAtOnce) {
-    multiply_stripes<kQType, 4>(a, block, count);
-  }
-  if (a.M - block.m == 3) multiply_stripes<kQType, 3>(a, block, count);
-  if (a.M - block.m == 2) multiply_stripes<kQType, 2>(a, block, count);
-  if (a.M - block.m == 1) multiply_stripes<kQType, 1>(a, block, count);
-}
-
-template <QType kQType>
-inline void store_stripes(const MatmulArgs& a, std::int64_t first, std::int64_t count, const float* sums) {
-  for (int f = 0; f < kFieldsOf<kQType>; ++f) {
-    for (std::int64_t i = 0; i < count; ++i) {
-      const std::int64_t n = f * stripe_count<kQType>(a) + first + i;
-      float scale = 1.0f;
-      if constexpr (!is_affine_qtype(kQType)) {
-        scale = has_nan_code<kQType>(a.w + n * a.K, a.K) ? __builtin_nanf("") : channel_scale(a, n);
+/// Reads the scales of a channel and starts its sums with what its shifts contribute.
+template <class Dots>
+inline void start_channel(const MatmulArgs& a, std::int64_t n, std::int64_t stripe, int field,
+                          const UnitScratch<Dots>& scratch) {
+  const PreparedRows<Dots> rows(a);
+  FloatLanes* totals = scratch.totals_of(stripe, field);
+  for (std::int64_t m = 0; m < rows.rows; ++m) totals[m] = FloatLanes{};
+  if constexpr (is_affine_qtype(Dots::kQType)) {
+    float* scales = scratch.scales_of(stripe, field);
+    for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
+      const ScaleOffsets so = scale_offsets(a, n * a.groups + j, chunk.count);
+      store(scales + j, so.scale * Dots::field_factor(field), kLanes);
+      for (std::int64_t m = 0; m < a.M; ++m) {
+        totals[m] = multiply_add(-so.offset, load<FloatLanes>(rows.group_sums(m) + j, kLanes), totals[m]);
       }
-      const float* of_channel = sums + (i * kFieldsOf<kQType> + f) * kFewRows;
-      for (std::int64_t m = 0; m < a.M; ++m) store_output(a, m, n, scale * of_channel[m]);
-    }
+    });
   }
 }
 
-template <QType kQType>
-void few_rows_run(const MatmulArgs& a, void*, std::int64_t begin, std::int64_t end) {
-  // One or two rows leave the L1 cache to the weights, which are then best read straight through.
-  const std::int64_t together = a.M > 2 ? kStripesPerUnit : kStripesAtOnce<kQType, 1>;
-  const std::int64_t last = smaller(end * kStripesPerUnit, stripe_count<kQType>(a));
-  for (std::int64_t i = begin * kStripesPerUnit; i < last; i += together) {
-    const std::int64_t count = smaller(together, last - i);
-    float sums[kStripesPerUnit * kFieldsOf<kQType> * kFewRows] = {};
-    for (std::int64_t k = 0; k < a.K; k += kDepth) {
-      const std::int64_t k_end = smaller(k + kDepth, a.K);
-      const std::uint8_t* next = a.w + (k_end < a.K ? i * a.K + k_end : (i + together) * a.K);
-      multiply_all_rows<kQType>(a, {i, 0, k, k_end, next, sums}, count);
-    }
-    store_stripes<kQType>(a, i, count, sums);
+template <class Dots>
+inline void store_channel(const MatmulArgs& a, std::int64_t n, const FloatLanes* totals) {
+  float scale = 1.0f;
+  if constexpr (!is_affine_qtype(Dots::kQType)) {
+    scale = !Dots::kDecodesNan && has_nan_code<Dots::kQType>(a.w + n * a.K, a.K)
+                ? __builtin_nanf("")
+                : channel_scale(a, n) * Dots::field_factor(0);
+  }
+  for (std::int64_t m = 0; m < a.M; ++m) store_output(a, m, n, scale * sum_lanes(totals[m]));
+}
+
+template <class Dots, class Visit>
+inline void for_channels(const MatmulArgs& a, std::int64_t first, std::int64_t count, Visit visit) {
+  for (std::int64_t i = 0; i < count; ++i) {
+    for (int f = 0; f < Dots::kFields; ++f) visit(f * stripe_count<Dots>(a) + first + i, i, f);
   }
 }
 
-/// Channels that share bytes lie regularly only if N is a multiple of their number.
-template <QType kQType>
+template <class Dots>
+void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
+  const UnitScratch<Dots> scratch(a, memory);
+  // One row leaves the L1 cache to the weights, which are then best read straight through.
+  const std::int64_t together = a.M == 1 ? kStripesAtOnce<Dots, 1> : kStripesPerUnit;
+  for (std::int64_t unit = begin; unit < end; ++unit) {
+    const std::int64_t first = unit * kStripesPerUnit;
+    const std::int64_t count = smaller(kStripesPerUnit, stripe_count<Dots>(a) - first);
+    for_channels<Dots>(a, first, count,
+                       [&](std::int64_t n, std::int64_t i, int f) { start_channel<Dots>(a, n, i, f, scratch); });
+    for (std::int64_t i = 0; i < count; i += together) {
+      multiply_stripe_range<Dots>(a, a.w + first * a.K, i, smaller(i + together, count), scratch);
+    }
+    for_channels<Dots>(a, first, count, [&](std::int64_t n, std::int64_t i, int f) {
+      store_channel<Dots>(a, n, scratch.totals_of(i, f));
+    });
+  }
+}
+
+/// Channels that share bytes lie regularly only if N is a multiple of their number, and groups have to end where chunks
+/// do.
+template <class Dots>
 bool few_rows_supports(const MatmulArgs& a) {
-  return a.M <= kFewRows && a.N % kFieldsOf<kQType> == 0;
+  return a.M <= Dots::kMostRows && a.N % Dots::kFields == 0 && (Dots::kTakesAllValues || !a.special_values) &&
+         (a.groups == 1 || a.group_size % Dots::kChunk == 0);
 }
 
-template <QType kQType>
+template <class Dots>
 std::int64_t few_rows_unit_count(const MatmulArgs& a) {
-  return (stripe_count<kQType>(a) + kStripesPerUnit - 1) / kStripesPerUnit;
+  return ceil_div(stripe_count<Dots>(a), kStripesPerUnit);
 }
 
-std::size_t few_rows_scratch_bytes(const MatmulArgs&) { return 0; }
-
-template <QType kQType, DType kDType>
+template <class Dots, DType kDType>
 constexpr MatmulKernel kFewRowsKernel = {
-    "few_rows",           few_rows_supports<kQType>, rows_workspace_bytes,
-    rows_prepare<kDType>, few_rows_scratch_bytes,    few_rows_unit_count<kQType>,
-    few_rows_run<kQType>,
+    "few_rows",
+    few_rows_supports<Dots>,
+    few_rows_workspace_bytes<Dots>,
+    few_rows_prepare<Dots, kDType>,
+    few_rows_serves_values<Dots>,
+    few_rows_scratch_bytes<Dots>,
+    few_rows_unit_count<Dots>,
+    few_rows_run<Dots>,
 };
 
 }  // namespace
 }  // namespace quanto::kernels
-
-#undef QUANTO_INLINE
-#undef QUANTO_UNROLL

@@ -30,6 +30,7 @@ struct MatmulArgs {
   std::int64_t groups;       ///< K / group_size
   std::int64_t packed_rows;  ///< rows of the packed matrix of group_size columns (affine), else N
   std::int64_t scale_step;   ///< scales from one (channel, group) to the next: 1, or 0 for a single scale
+  bool special_values;       ///< x holds values that the kernel chosen first does not serve
   void* workspace;           ///< MatmulKernel::workspace_bytes, 64-byte aligned, shared by all threads
 };
 
@@ -40,7 +41,10 @@ struct MatmulKernel {
   bool (*supports)(const MatmulArgs&);                ///< whether it serves this shape; decides the seams in M
   std::size_t (*workspace_bytes)(const MatmulArgs&);  ///< for prepared activations
   void (*prepare)(const MatmulArgs&, std::int64_t m_begin, std::int64_t m_end);  ///< fills the workspace by rows of x
-  std::size_t (*scratch_bytes)(const MatmulArgs&);                               ///< per thread, 64-byte aligned
+  /// Asked after prepare(): whether it serves the values of x; null for all. The one that is chosen with
+  /// special_values set runs where not.
+  bool (*serves_values)(const MatmulArgs&);
+  std::size_t (*scratch_bytes)(const MatmulArgs&);  ///< per thread, 64-byte aligned
   std::int64_t (*unit_count)(const MatmulArgs&);
   void (*run)(const MatmulArgs&, void* scratch, std::int64_t begin, std::int64_t end);
 };

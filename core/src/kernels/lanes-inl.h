@@ -179,7 +179,15 @@ inline bool any(IntLanes mask) {
 #endif
 }
 
-inline FloatLanes broadcast(float v) { return FloatLanes{} + v; }
+inline FloatLanes broadcast(float v) {
+#if defined(__AVX512F__)
+  return (FloatLanes)_mm512_set1_ps(v);
+#elif defined(__AVX2__)
+  return (FloatLanes)_mm256_set1_ps(v);
+#else
+  return FloatLanes{v, v, v, v};
+#endif
+}
 
 /// a * b + c, rounded once where the instruction set can.
 inline FloatLanes multiply_add(FloatLanes a, FloatLanes b, FloatLanes c) {

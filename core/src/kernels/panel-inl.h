@@ -27,8 +27,6 @@ constexpr std::int64_t kPanelChannels = 8 * kTile;  // decoded together, so that
 constexpr std::int64_t kPanelDepth = 512;           // with 48 channels: 96 KiB of decoded weights
 constexpr std::int64_t kPanelRows = 512;            // rows that share one decoding: 96 KiB of sums
 
-inline std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
 /// The transposed activations: blocks of kBlockRows rows, each K x kBlockRows, the last one filled up with zeros.
 inline float* block_at(const MatmulArgs& a, std::int64_t block, std::int64_t k) {
   return static_cast<float*>(a.workspace) + (block * a.K + k) * kBlockRows;
@@ -171,9 +169,9 @@ bool panel_supports(const MatmulArgs& a) { return a.M >= Simd::kFewestPanelRows;
 /// Best first; the last one serves what the others do not.
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kKernels[] = {
-    {"panel", panel_supports, panel_workspace_bytes, panel_prepare<kDType>, panel_scratch_bytes, panel_unit_count,
-     panel_run<kQType>},
-    kFewRowsKernel<kQType, kDType>,
+    {"panel", panel_supports, panel_workspace_bytes, panel_prepare<kDType>, nullptr, panel_scratch_bytes,
+     panel_unit_count, panel_run<kQType>},
+    kFewRowsKernel<FloatDots<kQType>, kDType>,
     kRowsKernel<kQType, kDType>,
 };
 

@@ -61,7 +61,7 @@ Choice choose_matmul(const MatmulArgs& args) {
 const KernelTable& matmul_table() {
   const Isa active = active_isa();
   for (const KernelTable* table : kMatmulTables) {
-    if (table->isa <= active) return *table;
+    if (table->isa <= active && table->int8_dots != nullptr) return *table;
   }
   return quanto_kernels_portable;
 }

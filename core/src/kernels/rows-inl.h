@@ -101,9 +101,8 @@ void rows_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
 }
 
 template <QType kQType, DType kDType>
-constexpr MatmulKernel kRowsKernel = {
-    "rows",          rows_supports,   rows_workspace_bytes, rows_prepare<kDType>, rows_scratch_bytes,
-    rows_unit_count, rows_run<kQType>};
+constexpr MatmulKernel kRowsKernel = {"rows",  rows_supports,      rows_workspace_bytes, rows_prepare<kDType>,
+                                      nullptr, rows_scratch_bytes, rows_unit_count,      rows_run<kQType>};
 
 /// Products of int8 codes fit int16 x int16 -> int32 multiply-adds, which this loop vectorizes to.
 void int8_dots(const std::int8_t* x, const std::int8_t* w, std::int64_t K, std::int64_t rows, std::int32_t* sums) {

@@ -1,0 +1,46 @@
+// AVX-512 with VBMI and BF16: bfloat16 activations meet codes in dot product instructions. All other cells are left to
+// the kernels of AVX-512.
+#include "kernels/lanes-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+struct Simd {
+  static constexpr int kFewestPanelRows = 13;
+};
+
+}  // namespace
+}  // namespace quanto::kernels
+
+#include "kernels/bf16_codes-inl.h"
+#include "kernels/few_rows-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+template <QType kQType>
+constexpr MatmulKernel kKernels[] = {
+    kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16>,
+};
+
+template <QType kQType>
+constexpr void fill_cell(KernelTable& table) {
+  table.matmul[static_cast<int>(kQType)][static_cast<int>(DType::bfloat16)] = {kKernels<kQType>, 1};
+}
+
+constexpr KernelTable bf16_table() {
+  KernelTable table{};
+  table.isa = Isa::avx512_bf16;
+  fill_cell<QType::qint2>(table);
+  fill_cell<QType::qint4>(table);
+  fill_cell<QType::qint8>(table);
+  fill_cell<QType::qfloat8_e4m3fn>(table);
+  fill_cell<QType::qfloat8_e4m3fnuz>(table);
+  fill_cell<QType::qfloat8_e5m2>(table);
+  return table;
+}
+
+}  // namespace
+}  // namespace quanto::kernels
+
+extern "C" const quanto::kernels::KernelTable quanto_kernels_avx512_bf16 = quanto::kernels::bf16_table();

@@ -1,0 +1,170 @@
+// Codes as bfloat16 numbers, which hold every code of every qtype exactly, by table lookups in registers. For units
+// with AVX-512 VBMI and BF16. Internal linkage, no std.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "codec-inl.h"
+#include "kernels/dots-inl.h"
+#include "kernels/lanes-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+/// The bits of a code's value as a bfloat16. The lower half of its float32 is zero.
+template <QType kQType>
+constexpr std::uint16_t bf16_of_code(int code) {
+  const float value = is_float8(kQType) ? float8_to_float(float8_format(kQType), static_cast<std::uint8_t>(code))
+                                        : static_cast<float>(code);
+  return static_cast<std::uint16_t>(__builtin_bit_cast(std::uint32_t, value) >> 16);
+}
+
+/// The values of the codes 0 to 127, their low and high bytes apart, as the byte lookups want them.
+template <QType kQType>
+struct ByteTables {
+  alignas(64) std::uint8_t low[128], high[128];
+
+  constexpr ByteTables() : low(), high() {
+    for (int code = 0; code < 128; ++code) {
+      low[code] = static_cast<std::uint8_t>(bf16_of_code<kQType>(code));
+      high[code] = static_cast<std::uint8_t>(bf16_of_code<kQType>(code) >> 8);
+    }
+  }
+};
+template <QType kQType>
+constexpr ByteTables<kQType> kByteTables;
+
+/// 64 values, the low and the high half of each 128-bit lane's codes apart.
+struct Bf16Halves {
+  __m512i of[2];
+};
+
+/// The sign of a float8 code is that of its value; an int8 code is looked up by its magnitude. The code 0x80 has none:
+/// it is -128, or the NaN of the format without a negative zero.
+template <QType kQType>
+QUANTO_INLINE Bf16Halves decode_to_bf16(__m512i codes) {
+  const auto& tables = kByteTables<kQType>;
+  const __m512i index = is_float8(kQType) ? codes : _mm512_abs_epi8(codes);
+  __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(tables.low), index, _mm512_load_si512(tables.low + 64));
+  __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(tables.high), index, _mm512_load_si512(tables.high + 64));
+  const __m512i sign = _mm512_set1_epi8(-128);
+  high = _mm512_ternarylogic_epi32(high, codes, sign, 0xf8);  // high | (codes & sign)
+  if constexpr (kQType == QType::qint8 || kQType == QType::qfloat8_e4m3fnuz) {
+    constexpr std::uint16_t kValue = kQType == QType::qint8 ? 0xc300 : 0x7fc0;
+    const __mmask64 special = _mm512_cmpeq_epi8_mask(codes, sign);
+    high = _mm512_mask_blend_epi8(special, high, _mm512_set1_epi8(static_cast<char>(kValue >> 8)));
+    if constexpr ((kValue & 0xff) != 0) {
+      low = _mm512_mask_blend_epi8(special, low, _mm512_set1_epi8(static_cast<char>(kValue)));
+    }
+  }
+  return {{_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)}};
+}
+
+/// The values of packed codes by the five lowest bits of an index, of which kBits from bit kFirst on are the code.
+template <int kBits, int kFirst>
+struct WordTable {
+  alignas(64) std::uint16_t values[32];
+
+  constexpr WordTable() : values() {
+    for (int i = 0; i < 32; ++i) values[i] = bf16_of_code<QType::qint8>(i >> kFirst & ((1 << kBits) - 1));
+  }
+};
+template <int kBits, int kFirst>
+constexpr WordTable<kBits, kFirst> kWordTable;
+
+/// The values of the codes in field `field` of the bytes that start at bit kOffset of each word. An index of five bits
+/// reaches two fields of two bits, so every second one needs no shift of its own.
+template <int kBits>
+QUANTO_INLINE __m512i decode_words(__m512i words, int field, int offset) {
+  if constexpr (kBits == 4) {
+    return _mm512_permutexvar_epi16(_mm512_srli_epi16(words, static_cast<unsigned>(offset + 4 * field)),
+                                    _mm512_load_si512(kWordTable<4, 0>.values));
+  } else {
+    const __m512i index = _mm512_srli_epi16(words, static_cast<unsigned>(offset + 4 * (field / 2)));
+    const auto* table = field % 2 == 0 ? kWordTable<2, 0>.values : kWordTable<2, 2>.values;
+    return _mm512_permutexvar_epi16(index, _mm512_load_si512(table));
+  }
+}
+
+/// Of each word's bit pattern, whether it is zero or of a magnitude in [kSmallestPlain, kLargestPlain).
+QUANTO_INLINE bool all_plain(__m512i bf16) {
+  const __m512i magnitude = _mm512_and_si512(bf16, _mm512_set1_epi16(0x7fff));
+  const __m512i above = _mm512_sub_epi16(magnitude, _mm512_set1_epi16(static_cast<short>(kSmallestPlain >> 16)));
+  const __m512i range = _mm512_set1_epi16(static_cast<short>((kLargestPlain - kSmallestPlain) >> 16));
+  return (_mm512_cmpge_epu16_mask(above, range) & _mm512_test_epi16_mask(magnitude, magnitude)) == 0;
+}
+
+/// The words of even and of odd index added up as floats, in pairs.
+QUANTO_INLINE __m512 pair_sums(__m512i bf16) {
+  const __m512i odd = _mm512_and_si512(bf16, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+  return _mm512_add_ps(_mm512_castsi512_ps(_mm512_slli_epi32(bf16, 16)), _mm512_castsi512_ps(odd));
+}
+
+/// `count` bfloat16 numbers of which the first 32 are wanted, zeros after them.
+QUANTO_INLINE __m512i load_bf16(const void* x, std::int64_t index, std::int64_t count) {
+  const auto* at = static_cast<const char*>(x) + index * 2;
+  if (count >= 32) return _mm512_loadu_si512(at);
+  return _mm512_maskz_loadu_epi16(count <= 0 ? 0 : (1u << count) - 1, at);
+}
+
+QUANTO_INLINE FloatLanes multiply_add_pairs(__m512i w, __m512i x, FloatLanes sum) {
+  return (FloatLanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)w, (__m512bh)x);
+}
+
+/// Dot products of 64 codes with bfloat16 activations (see dots-inl.h). The instruction takes subnormal numbers for
+/// zero, so activations that could make one are left to other kernels.
+template <QType kType>
+struct Bf16Dots {
+  static constexpr QType kQType = kType;
+  static constexpr int kFields = 8 / bits_of(kType);
+  static constexpr std::int64_t kMostRows = 12;
+  static constexpr int kVectors = 2;
+  static constexpr std::int64_t kChunk = 64;
+  static constexpr bool kDecodesNan = true;
+  static constexpr bool kTakesAllValues = false;
+  using X = __m512i;
+  using Codes = Bf16Halves;  ///< the packed bytes, in the first half, where codes are packed
+
+  static QUANTO_INLINE Codes load_codes(const std::uint8_t* at) {
+    const __m512i codes = _mm512_loadu_si512(at);
+    if constexpr (is_affine_qtype(kType)) {
+      return {{codes, codes}};
+    } else {
+      return decode_to_bf16<kType>(codes);
+    }
+  }
+  static QUANTO_INLINE X decode(const Codes& codes, int field, int v) {
+    if constexpr (is_affine_qtype(kType)) return decode_words<bits_of(kType)>(codes.of[0], field, 8 * v);
+    return codes.of[v];
+  }
+  static QUANTO_INLINE FloatLanes add_products(X w, X x, FloatLanes sum) { return multiply_add_pairs(w, x, sum); }
+  static constexpr float field_factor(int) { return 1.0f; }
+
+  /// Packed codes meet activations of even index, then of odd index; bytes come as unpacking leaves them.
+  template <DType>
+  static inline ChunkSummary prepare(const void* x, std::int64_t index, std::int64_t count, X* out) {
+    const __m512i a = load_bf16(x, index, count), b = load_bf16(x, index + 32, count - 32);
+    if constexpr (is_affine_qtype(kType)) {
+      out[0] = _mm512_permutex2var_epi16(a, _mm512_load_si512(kEvenWords.index), b);
+      out[1] =
+          _mm512_permutex2var_epi16(a, _mm512_add_epi16(_mm512_load_si512(kEvenWords.index), _mm512_set1_epi16(1)), b);
+    } else {
+      out[0] = _mm512_shuffle_i64x2(a, b, 0x88);
+      out[1] = _mm512_shuffle_i64x2(a, b, 0xdd);
+    }
+    return {sum_lanes((FloatLanes)_mm512_add_ps(pair_sums(a), pair_sums(b))), all_plain(a) && all_plain(b)};
+  }
+
+ private:
+  struct EvenWords {
+    alignas(64) std::uint16_t index[32];
+    constexpr EvenWords() : index() {
+      for (int i = 0; i < 32; ++i) index[i] = static_cast<std::uint16_t>(2 * i);
+    }
+  };
+  static constexpr EvenWords kEvenWords{};
+};
+
+}  // namespace
+}  // namespace quanto::kernels
