@@ -36,6 +36,8 @@ inline void store_output(const MatmulArgs& a, std::int64_t m, std::int64_t n, fl
 }
 
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
 
 }  // namespace
 }  // namespace quanto::kernels

@@ -9,7 +9,7 @@ struct Simd {
   static constexpr int kLanes = 8;
   static constexpr int kRowVectors = 2;
   static constexpr int kTile = 6;  // 12 sums, 2 rows and a weight in 16 registers
-  static constexpr int kFewestPanelRows = 13;
+  static constexpr int kFewestPanelRows = 33;
   static V load(const float* at) { return _mm256_loadu_ps(at); }
   static void store(float* at, V v) { _mm256_storeu_ps(at, v); }
   static V broadcast(float v) { return _mm256_set1_ps(v); }

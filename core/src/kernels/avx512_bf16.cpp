@@ -1,31 +1,23 @@
 // AVX-512 with VBMI and BF16: bfloat16 activations meet codes in dot product instructions. All other cells are left to
 // the kernels of AVX-512.
-#include "kernels/lanes-inl.h"
-
-namespace quanto::kernels {
-namespace {
-
-struct Simd {
-  static constexpr int kFewestPanelRows = 13;
-};
-
-}  // namespace
-}  // namespace quanto::kernels
-
 #include "kernels/bf16_codes-inl.h"
+#include "kernels/bf16_panel-inl.h"
 #include "kernels/few_rows-inl.h"
 
 namespace quanto::kernels {
 namespace {
 
+constexpr std::int64_t kFewestPanelRows = 33;
+
 template <QType kQType>
 constexpr MatmulKernel kKernels[] = {
-    kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16>,
+    kBf16PanelKernel<kQType, kFewestPanelRows>,
+    kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
 };
 
 template <QType kQType>
 constexpr void fill_cell(KernelTable& table) {
-  table.matmul[static_cast<int>(kQType)][static_cast<int>(DType::bfloat16)] = {kKernels<kQType>, 1};
+  table.matmul[static_cast<int>(kQType)][static_cast<int>(DType::bfloat16)] = {kKernels<kQType>, 2};
 }
 
 constexpr KernelTable bf16_table() {

@@ -118,7 +118,6 @@ template <QType kType>
 struct Bf16Dots {
   static constexpr QType kQType = kType;
   static constexpr int kFields = 8 / bits_of(kType);
-  static constexpr std::int64_t kMostRows = 12;
   static constexpr int kVectors = 2;
   static constexpr std::int64_t kChunk = 64;
   static constexpr bool kDecodesNan = true;

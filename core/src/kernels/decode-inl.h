@@ -64,6 +64,14 @@ inline FloatLanes load_floats(const void* base, DType dtype, std::int64_t index,
   return dtype == DType::bfloat16 ? decode_bfloat16(widen(words)) : float16_lanes(words);
 }
 
+/// Rounds half to even, as store_float.
+inline void store_floats(void* base, DType dtype, std::int64_t index, FloatLanes values, int count) {
+  char* at = static_cast<char*>(base);
+  if (dtype == DType::float32) return store(at + index * 4, values, count);
+  store(at + index * 2, dtype == DType::bfloat16 ? narrow_to_words(encode_bfloat16(values)) : float16_words(values),
+        count);
+}
+
 /// The scales and offsets of consecutive grouped rows.
 struct ScaleOffsets {
   FloatLanes scale, offset;

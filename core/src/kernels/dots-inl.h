@@ -56,7 +56,6 @@ template <QType kType>
 struct FloatDots {
   static constexpr QType kQType = kType;
   static constexpr int kFields = 1;
-  static constexpr std::int64_t kMostRows = Simd::kFewestPanelRows - 1;
   static constexpr int kVectors = 4;
   static constexpr std::int64_t kChunk = kVectors * kLanes;
   /// The decoder makes a number of the NaN of e4m3, whose presence has to be found out separately.
@@ -91,7 +90,6 @@ template <int kBits>
 struct PackedFloatDots {
   static constexpr QType kQType = kBits == 4 ? QType::qint4 : QType::qint2;
   static constexpr int kFields = 8 / kBits;
-  static constexpr std::int64_t kMostRows = Simd::kFewestPanelRows - 1;
   static constexpr int kVectors = 4;
   static constexpr std::int64_t kChunk = kVectorBytes;
   static constexpr bool kDecodesNan = true;

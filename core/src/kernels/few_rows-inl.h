@@ -9,7 +9,7 @@
 // No term is larger than |scale * code * x| or |shift * x|, and a group of zeros gives zero.
 //
 // The order of the additions is the same for every row, whatever the other rows are, so a row has the same bytes in
-// every batch: products of a chunk go to the lanes of a vector, groups end at multiples of kSegment.
+// every batch: products of a chunk go to the lanes of a vector, segments are what kSegment says.
 #pragma once
 
 #include <cstddef>
@@ -24,7 +24,6 @@
 namespace quanto::kernels {
 namespace {
 
-constexpr std::int64_t kSegment = 512;  // codes; the activations of kRowsAtOnce rows stay in the L1 cache
 // Sums in registers. A multiply-add every cycle wants more of them than its latency suggests: with 8 the pipes of Zen 4
 // are at 75 %, with 16 at 93 %.
 constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
@@ -32,10 +31,12 @@ constexpr std::int64_t kRowsAtOnce = kSums / 2;
 constexpr std::int64_t kStripesPerUnit = 8;
 constexpr std::int64_t kCacheLine = 64;
 
-constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }
-
 /// Codes in a byte. Stripe i, the K bytes from i * K on, holds the codes of the channels i, i + N / fields, ...
+/// Codes that are multiplied before the next stripes are: their activations, 16 KiB, stay in the L1 cache.
+template <class Dots>
+constexpr std::int64_t kSegment = Dots::kChunk*((1 << 14) / (kRowsAtOnce * Dots::kVectors *
+                                                             static_cast<std::int64_t>(sizeof(typename Dots::X))));
+
 template <class Dots>
 QUANTO_INLINE std::int64_t stripe_count(const MatmulArgs& a) {
   return a.N / Dots::kFields;
@@ -302,8 +303,8 @@ inline void multiply_stripe_range(const MatmulArgs& a, const std::uint8_t* codes
                                   const UnitScratch<Dots>& scratch) {
   const std::int64_t whole = a.K / Dots::kChunk * Dots::kChunk;
   codes += begin * a.K;
-  for (std::int64_t k = 0; k < whole; k += kSegment) {
-    const std::int64_t depth = smaller(kSegment, whole - k);
+  for (std::int64_t k = 0; k < whole; k += kSegment<Dots>) {
+    const std::int64_t depth = smaller(kSegment<Dots>, whole - k);
     const std::uint8_t* next = k + depth < whole ? codes + k + depth : codes + (end - begin) * a.K;
     multiply_all_rows<Dots>(a, {codes + k, a.K, next, begin, 0, k, depth}, end, scratch);
   }
@@ -376,9 +377,9 @@ void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
 
 /// Channels that share bytes lie regularly only if N is a multiple of their number, and groups have to end where chunks
 /// do.
-template <class Dots>
+template <class Dots, std::int64_t kMostRows>
 bool few_rows_supports(const MatmulArgs& a) {
-  return a.M <= Dots::kMostRows && a.N % Dots::kFields == 0 && (Dots::kTakesAllValues || !a.special_values) &&
+  return a.M <= kMostRows && a.N % Dots::kFields == 0 && (Dots::kTakesAllValues || !a.special_values) &&
          (a.groups == 1 || a.group_size % Dots::kChunk == 0);
 }
 
@@ -387,10 +388,10 @@ std::int64_t few_rows_unit_count(const MatmulArgs& a) {
   return ceil_div(stripe_count<Dots>(a), kStripesPerUnit);
 }
 
-template <class Dots, DType kDType>
+template <class Dots, DType kDType, std::int64_t kMostRows>
 constexpr MatmulKernel kFewRowsKernel = {
     "few_rows",
-    few_rows_supports<Dots>,
+    few_rows_supports<Dots, kMostRows>,
     few_rows_workspace_bytes<Dots>,
     few_rows_prepare<Dots, kDType>,
     few_rows_serves_values<Dots>,

@@ -49,6 +49,13 @@ inline void store(void* to, Vector value, int count) {
   __builtin_memcpy(to, &value, static_cast<std::size_t>(count) * (sizeof(Vector) / kLanes));
 }
 
+/// `count` floats that lie `apart` from one to the next, zeros after them.
+inline FloatLanes gather(const float* from, std::int64_t apart, int count) {
+  FloatLanes v{};
+  for (int lane = 0; lane < count; ++lane) v[lane] = from[lane * apart];
+  return v;
+}
+
 /// A full vector, with its length known to the compiler, or the elements that are left at the end.
 struct WholeChunk {
   static constexpr int count = kLanes;

@@ -16,6 +16,7 @@
 #include "kernels/decode-inl.h"
 #include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
+#include "kernels/panel_units-inl.h"
 #include "kernels/rows-inl.h"
 
 namespace quanto::kernels {
@@ -102,21 +103,7 @@ inline void multiply_block(std::int64_t rows, std::int64_t channels, const float
   }
 }
 
-/// One unit: kPanelChannels channels and up to kPanelRows rows.
-struct PanelUnit {
-  std::int64_t n_begin, channels;
-  std::int64_t m_begin, rows;
-
-  PanelUnit(const MatmulArgs& a, std::int64_t unit) {
-    const std::int64_t panels = ceil_div(a.N, kPanelChannels);
-    n_begin = unit % panels * kPanelChannels;
-    channels = smaller(kPanelChannels, a.N - n_begin);
-    m_begin = unit / panels * kPanelRows;
-    rows = smaller(kPanelRows, a.M - m_begin);
-  }
-};
-
-std::int64_t panel_unit_count(const MatmulArgs& a) { return ceil_div(a.N, kPanelChannels) * ceil_div(a.M, kPanelRows); }
+using Unit = PanelUnit<kPanelChannels, kPanelRows>;
 
 std::size_t panel_scratch_bytes(const MatmulArgs&) {
   return static_cast<std::size_t>(kPanelChannels * (kPanelDepth + kPanelRows)) * sizeof(float);
@@ -127,19 +114,7 @@ inline void clear(float* values, std::int64_t count) {
 }
 
 template <QType kQType>
-inline void store_unit(const MatmulArgs& a, const PanelUnit& u, const float* sums) {
-  constexpr bool kAffine = kQType == QType::qint4 || kQType == QType::qint2;
-  float scales[kPanelChannels];
-  for (std::int64_t c = 0; c < u.channels; ++c) scales[c] = kAffine ? 1.0f : channel_scale(a, u.n_begin + c);
-  for (std::int64_t m = 0; m < u.rows; ++m) {
-    for (std::int64_t c = 0; c < u.channels; ++c) {
-      store_output(a, u.m_begin + m, u.n_begin + c, scales[c] * sums[c * kPanelRows + m]);
-    }
-  }
-}
-
-template <QType kQType>
-inline void run_unit(const MatmulArgs& a, const PanelUnit& u, float* weights, float* sums) {
+inline void run_unit(const MatmulArgs& a, const Unit& u, float* weights, float* sums) {
   const std::int64_t sums_each = ceil_div(u.rows, kBlockRows) * kBlockRows;
   for (std::int64_t c = 0; c < kPanelChannels; ++c) clear(sums + c * kPanelRows, sums_each);
   clear(weights + u.channels * kPanelDepth, (kPanelChannels - u.channels) * kPanelDepth);
@@ -153,14 +128,14 @@ inline void run_unit(const MatmulArgs& a, const PanelUnit& u, float* weights, fl
       multiply_block(smaller(kBlockRows, u.rows - m), u.channels, x, weights, depth, sums + m);
     }
   }
-  store_unit<kQType>(a, u, sums);
+  store_unit<is_affine_qtype(kQType)>(a, u, sums);
 }
 
 template <QType kQType>
 void panel_run(const MatmulArgs& a, void* scratch, std::int64_t begin, std::int64_t end) {
   auto* weights = static_cast<float*>(scratch);
   for (std::int64_t unit = begin; unit < end; ++unit) {
-    run_unit<kQType>(a, PanelUnit(a, unit), weights, weights + kPanelChannels * kPanelDepth);
+    run_unit<kQType>(a, Unit(a, unit), weights, weights + kPanelChannels * kPanelDepth);
   }
 }
 
@@ -169,9 +144,9 @@ bool panel_supports(const MatmulArgs& a) { return a.M >= Simd::kFewestPanelRows;
 /// Best first; the last one serves what the others do not.
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kKernels[] = {
-    {"panel", panel_supports, panel_workspace_bytes, panel_prepare<kDType>, nullptr, panel_scratch_bytes,
-     panel_unit_count, panel_run<kQType>},
-    kFewRowsKernel<FloatDots<kQType>, kDType>,
+    {"panel", panel_supports, panel_workspace_bytes, panel_prepare<kDType>, nullptr, panel_scratch_bytes, Unit::count,
+     panel_run<kQType>},
+    kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
     kRowsKernel<kQType, kDType>,
 };
 
