@@ -113,13 +113,16 @@ OTHER_CLASSES = {
 WRONG_SHAPES = {"split.qint8", "split.qfloat8_e4m3fn"}
 # Sums in another order.
 PRODUCTS = {"matmul", "bmm", "linear", "attention"}
+# torch computes these with the vectors of the CPU that it runs on: other last bits, other orders of summation.
+ROUNDED_BY_THE_CPU = {"silu", "gelu", "tanh", "layer norm", "pow", "sum", "mean"}
 
 
 @pytest.mark.parametrize("qtype_name", ["qint8", "qfloat8_e4m3fn"])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_activations(golden, name, qtype_name):
     base, qtype = base_tensor((4, 6), torch.float32), qtypes[qtype_name]
-    result = ACTIVATIONS[name](quantize_activation(base, qtype, absmax_scale(base, qtype)))
+    activations = quantize_activation(base, qtype, absmax_scale(base, qtype))
+    result = ACTIVATIONS[name](activations)
     found = result.dequantize() if isinstance(result, QTensor) else result
     key = f"{name}.{qtype_name}"
     classes, expected = golden[1][f"activations.{qtype_name}"], _part(golden, f"activations.{qtype_name}")[name]
@@ -128,6 +131,9 @@ def test_activations(golden, name, qtype_name):
         assert found.shape == (4, 6)
     elif name in PRODUCTS:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    elif name in ROUNDED_BY_THE_CPU:
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+        _assert_same(found, ACTIVATIONS[name](activations.dequantize()), name)
     else:
         assert found.dtype == expected.dtype or expected.dtype == torch.uint8
         _assert_same(found, expected, name)
