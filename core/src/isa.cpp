@@ -8,6 +8,10 @@
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "kernels/registry.h"
 #include "quanto/error.h"
@@ -20,6 +24,24 @@ namespace {
 bool cpu_has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+
+bool cpu_has_amx() {
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (edx & kBf16) != 0 && (edx & kTile) != 0 &&
+         (edx & kInt8) != 0;
+}
+
+/// The tiles are 8 KiB of state that a process has to ask Linux for: it, its threads and its children may use them from
+/// then on. The kernel refuses where it does not know them itself.
+bool may_use_tiles() {
+#if defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
 }
 
 // __builtin_cpu_supports also asks whether the operating system saves the registers.
@@ -37,6 +59,8 @@ bool cpu_has(Isa isa) {
     case Isa::avx512_bf16:
       return cpu_has(Isa::avx512) && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16") &&
              __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+    case Isa::avx512_amx:
+      return cpu_has(Isa::avx512_bf16) && cpu_has_amx() && may_use_tiles();
   }
   return false;
 }
@@ -55,6 +79,7 @@ const std::array<IsaInfo, kIsaCount>& table() {
       describe(Isa::avx2, "avx2", "AVX2, FMA, F16C, BMI2"),
       describe(Isa::avx512, "avx512", "AVX-512 F, BW, VL, DQ"),
       describe(Isa::avx512_bf16, "avx512_bf16", "AVX-512 F, BW, VL, DQ, VNNI, BF16, VBMI, VBMI2"),
+      describe(Isa::avx512_amx, "avx512_amx", "avx512_bf16 and AMX TILE, BF16, INT8"),
   };
   return isas;
 }

@@ -10,7 +10,7 @@ namespace quanto {
 
 struct IsaInfo {
   Isa isa;
-  std::string_view name;       ///< "portable", "avx2", "avx512", "avx512_bf16"
+  std::string_view name;       ///< "portable", "avx2", "avx512", "avx512_bf16", "avx512_amx"
   std::string_view requires_;  ///< CPU features it needs, for people
   bool compiled;               ///< this build has its kernels
   bool supported;              ///< compiled, and this CPU and operating system can run it

@@ -23,7 +23,7 @@ enum class ShiftKind : std::uint8_t { none, floating, integer };
 enum class Axis : std::uint8_t { tensor, first, last };
 
 /// Instruction sets that kernels are compiled for, from least to most capable.
-enum class Isa : std::uint8_t { portable, avx2, avx512, avx512_bf16 };
-inline constexpr int kIsaCount = 4;
+enum class Isa : std::uint8_t { portable, avx2, avx512, avx512_bf16, avx512_amx };
+inline constexpr int kIsaCount = 5;
 
 }  // namespace quanto

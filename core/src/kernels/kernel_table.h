@@ -72,4 +72,5 @@ extern const quanto::kernels::KernelTable quanto_kernels_portable;
 extern const quanto::kernels::KernelTable quanto_kernels_avx2;
 extern const quanto::kernels::KernelTable quanto_kernels_avx512;
 extern const quanto::kernels::KernelTable quanto_kernels_avx512_bf16;
+extern const quanto::kernels::KernelTable quanto_kernels_avx512_amx;
 }

@@ -10,6 +10,9 @@ namespace {
 
 // Everything that was compiled in, most capable first.
 constexpr std::array kMatmulTables = {
+#ifdef QUANTO_HAVE_AVX512_AMX
+    &quanto_kernels_avx512_amx,
+#endif
 #ifdef QUANTO_HAVE_AVX512_BF16
     &quanto_kernels_avx512_bf16,
 #endif
