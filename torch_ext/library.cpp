@@ -17,6 +17,7 @@ STABLE_TORCH_LIBRARY(quanto, m) {
   m.def(
       "quantize_affine_packed(Tensor base, int bits, int axis, int? group_size, Tensor scale, Tensor shift) -> Tensor");
   m.def("absmax_scale(Tensor base, str qtype, int? axis) -> Tensor");
+  m.def("quantize_per_token(Tensor input, ScalarType dtype) -> (Tensor, Tensor)");
   m.def("minmax_scale(Tensor base, str qtype, int axis, int? group_size) -> (Tensor, Tensor)");
   m.def("dequantize_symmetric(Tensor data, Tensor scale) -> Tensor");
   m.def(
@@ -129,6 +130,35 @@ Tensor empty(const std::vector<std::int64_t>& sizes, ScalarType dtype) {
 }
 
 Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+
+namespace {
+
+/// The stride between rows if all leading dimensions can be walked with a single one.
+std::optional<std::int64_t> row_stride(const Tensor& t) {
+  const std::int64_t dims = t.dim();
+  if (t.size(dims - 1) > 1 && t.stride(dims - 1) != 1) return std::nullopt;
+  std::int64_t stride = 0;
+  std::int64_t expected = 0;
+  for (std::int64_t d = dims - 2; d >= 0; --d) {
+    if (t.size(d) == 1) continue;
+    if (expected == 0) {
+      stride = t.stride(d);
+    } else if (t.stride(d) != expected) {
+      return std::nullopt;
+    }
+    expected = t.stride(d) * t.size(d);
+    if (expected <= 0) return std::nullopt;
+  }
+  return stride == 0 ? t.size(dims - 1) : stride;
+}
+
+}  // namespace
+
+Rows rows_of(const Tensor& t) {
+  const auto stride = row_stride(t);
+  if (stride.has_value()) return {t, *stride};
+  return {torch::stable::contiguous(t), t.size(t.dim() - 1)};
+}
 
 Tensor with_dtype(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);

@@ -7,44 +7,23 @@
 namespace quanto::torch_ext {
 namespace {
 
-/// An input of any leading shape as rows of K elements; a copy is made only where its strides do not allow that.
-struct Rows {
+/// An input of any leading shape as rows of K activations.
+struct InputRows {
   Tensor tensor;
   ActivationView view;
 };
 
-/// The stride between rows if all leading dimensions can be walked with a single one.
-std::optional<std::int64_t> row_stride(const Tensor& t) {
-  const std::int64_t dims = t.dim();
-  if (t.size(dims - 1) > 1 && t.stride(dims - 1) != 1) return std::nullopt;
-  std::int64_t stride = 0;
-  std::int64_t expected = 0;
-  for (std::int64_t d = dims - 2; d >= 0; --d) {
-    if (t.size(d) == 1) continue;
-    if (expected == 0) {
-      stride = t.stride(d);
-    } else if (t.stride(d) != expected) {
-      return std::nullopt;
-    }
-    expected = t.stride(d) * t.size(d);
-    if (expected <= 0) return std::nullopt;
-  }
-  return stride == 0 ? t.size(dims - 1) : stride;
-}
-
-Rows rows_of(const char* op, const Tensor& input, std::int64_t K) {
+InputRows input_rows(const char* op, const Tensor& input, std::int64_t K) {
   const DType dtype = float_dtype(op, "input", input);
   if (input.dim() == 0 || input.size(input.dim() - 1) != K) {
     fail(op, "input", shape_text(input), "a last dimension of " + std::to_string(K));
   }
-  const auto stride = row_stride(input);
-  const Tensor usable = stride.has_value() ? input : torch::stable::contiguous(input);
-  const std::int64_t rows = K == 0 ? 0 : input.numel() / K;
-  return {usable, {usable.const_data_ptr(), dtype, rows, stride.value_or(K)}};
+  const Rows rows = rows_of(input);
+  return {rows.tensor, {rows.tensor.const_data_ptr(), dtype, K == 0 ? 0 : input.numel() / K, rows.stride}};
 }
 
 Tensor linear(const char* op, const Tensor& input, const WeightView& w, const std::optional<Tensor>& bias) {
-  Rows x = rows_of(op, input, w.in_features);
+  InputRows x = input_rows(op, input, w.in_features);
   auto sizes = sizes_of(input);
   sizes.back() = w.out_features;
   Tensor out = empty(sizes, input.scalar_type());

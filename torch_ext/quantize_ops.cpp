@@ -62,6 +62,23 @@ Tensor quantize_symmetric_op(Tensor base, ScalarType dtype, OptionalIndex axis, 
   return codes;
 }
 
+/// Codes, and one scale for each row of the last dimension.
+std::tuple<Tensor, Tensor> quantize_per_token_op(Tensor input, ScalarType dtype) {
+  constexpr const char* kOp = "quantize_per_token";
+  const QType qtype = code_qtype(kOp, "dtype", dtype);
+  float_dtype(kOp, "input", input);
+  if (input.dim() == 0) fail(kOp, "input", shape_text(input), "at least 1 dimension");
+  const Rows rows = rows_of(input);
+  auto sizes = sizes_of(input);
+  Tensor codes = empty(sizes, dtype);
+  sizes.back() = 1;
+  Tensor scale = empty(sizes, input.scalar_type());
+  const std::int64_t cols = input.size(input.dim() - 1);
+  quantize_per_token({rows.tensor.const_data_ptr(), float_dtype(kOp, "input", input), scale.numel(), cols, rows.stride},
+                     qtype, scale.mutable_data_ptr(), codes.mutable_data_ptr());
+  return {codes, scale};
+}
+
 /// The tensors and shapes of an affine quantization, checked.
 struct AffineInputs {
   QType qtype;
@@ -253,6 +270,7 @@ STABLE_TORCH_LIBRARY_IMPL(quanto, CPU, m) {
   m.impl("quantize_affine", TORCH_BOX(&quantize_affine_op));
   m.impl("quantize_affine_packed", TORCH_BOX(&quantize_affine_packed_op));
   m.impl("absmax_scale", TORCH_BOX(&absmax_scale_op));
+  m.impl("quantize_per_token", TORCH_BOX(&quantize_per_token_op));
   m.impl("minmax_scale", TORCH_BOX(&minmax_scale_op));
   m.impl("dequantize_symmetric", TORCH_BOX(&dequantize_symmetric_op));
   m.impl("dequantize_affine", TORCH_BOX(&dequantize_affine_op));

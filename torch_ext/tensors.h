@@ -42,6 +42,14 @@ Tensor empty(const std::vector<std::int64_t>& sizes, ScalarType dtype);
 /// `t` itself if it is contiguous, else a contiguous copy.
 Tensor as_contiguous(const Tensor& t);
 
+/// A tensor of any leading shape as rows of its last dimension, `stride` elements apart: itself, or a contiguous copy
+/// where its strides do not allow that.
+struct Rows {
+  Tensor tensor;
+  std::int64_t stride;
+};
+Rows rows_of(const Tensor& t);
+
 /// `t` itself if it has that dtype, else a copy converted to it.
 Tensor with_dtype(const Tensor& t, ScalarType dtype);
 

@@ -11,6 +11,7 @@
 #include "kernels/registry.h"
 #include "quanto/parallel.h"
 #include "quanto/qtype.h"
+#include "symmetric_scale.h"
 
 namespace quanto {
 namespace {
@@ -67,11 +68,6 @@ float smallest_positive(DType dtype) {
 float stored_scale(DType dtype, float scale, bool range_is_empty) {
   const float rounded = rounded_to(dtype, scale);
   return rounded == 0.0f && !range_is_empty ? smallest_positive(dtype) : rounded;
-}
-
-float symmetric_scale(DType dtype, float qmax, std::uint32_t absmax_pattern) {
-  const float absmax = from_pattern(dtype, absmax_pattern);
-  return stored_scale(dtype, absmax / qmax, absmax == 0.0f);
 }
 
 struct ScaleShift {
@@ -191,6 +187,11 @@ void check_not_empty(const char* function, const ConstMatrix& base, Axis axis) {
 }
 
 }  // namespace
+
+float symmetric_scale(DType dtype, float qmax, std::uint32_t absmax_pattern) {
+  const float absmax = from_pattern(dtype, absmax_pattern);
+  return stored_scale(dtype, absmax / qmax, absmax == 0.0f);
+}
 
 std::int64_t scale_count(Axis axis, std::int64_t rows, std::int64_t cols) {
   return axis == Axis::tensor ? 1 : axis == Axis::first ? rows : cols;

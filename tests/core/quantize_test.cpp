@@ -140,6 +140,29 @@ TEST(Quantize, AffineCodesAndValuesFollowTheFormula) {
   });
 }
 
+TEST(Quantize, PerTokenIsTheScaleAndTheCodesOfEachRow) {
+  testing::for_each_isa([] {
+    for (const DType dtype : testing::kDTypes) {
+      for (const QType qtype : testing::kByteQTypes) {
+        for (const Shape s : testing::kShapes) {
+          constexpr std::int64_t kGap = 3;  // elements between rows that belong to none
+          SCOPED_TRACE(testing::describe(qtype, dtype, Axis::first, s));
+          Floats wide(dtype, s.rows * (s.cols + kGap)), base(dtype, s.rows * s.cols);
+          fill_normal(wide, {s.rows, s.cols + kGap});
+          for (std::int64_t i = 0; i < base.count(); ++i)
+            base.set(i, wide.at(i / s.cols * (s.cols + kGap) + i % s.cols));
+          Floats scale(dtype, s.rows), expected(dtype, s.rows);
+          absmax_scale(base.matrix(s), qtype, Axis::first, expected.data());
+          GuardedBytes codes(size_of(s));
+          quantize_per_token({wide.data(), dtype, s.rows, s.cols, s.cols + kGap}, qtype, scale.data(), codes.data());
+          EXPECT_EQ(scale.bytes(), expected.bytes());
+          EXPECT_EQ(bytes_of(codes), symmetric_codes(base, qtype, Axis::first, s, expected));
+        }
+      }
+    }
+  });
+}
+
 TEST(Quantize, PackedIsTheSameAsPackingTheCodes) {
   testing::for_each_isa([] {
     testing::for_each_case([](DType dtype, Axis axis, Shape s) {

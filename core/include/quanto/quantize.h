@@ -22,6 +22,20 @@ struct ConstShift {
 /// `scale`: scale_count(axis, ...) elements of base.dtype. `codes`: rows x cols bytes.
 void quantize_symmetric(const ConstMatrix& base, QType qtype, Axis axis, const void* scale, void* codes);
 
+/// Rows of `cols` floats, `row_stride` elements apart; the elements of a row are contiguous.
+struct RowsView {
+  const void* data;
+  DType dtype;
+  std::int64_t rows;
+  std::int64_t cols;
+  std::int64_t row_stride;
+};
+
+/// absmax_scale and quantize_symmetric along the rows, in one pass over memory: what activations quantized while a
+/// model runs take. The same bytes as those two give. `scale`: `rows` elements of base.dtype. `codes`: contiguous
+/// rows x cols bytes of an 8-bit qtype.
+void quantize_per_token(const RowsView& base, QType qtype, void* scale, void* codes);
+
 /// Affine codes in 0 .. 2^bits - 1, one per byte: clamp(round((base + shift) / scale)) for a floating shift,
 /// clamp(round(base / scale) + shift) for an integer one. A zero scale gives code 0 (floating) or the shift (integer).
 /// `codes`: rows x cols bytes.

@@ -3,6 +3,7 @@
 `torch.compile` fuses them there. On the CPU they never run: the compiled library serves it.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -61,11 +62,24 @@ def minmax_scale(base: Tensor, qtype: str, axis: int, group_size: int | None) ->
 
 
 def quantize_symmetric(base: Tensor, dtype: torch.dtype, axis: int | None, scale: Tensor) -> Tensor:
+    return _symmetric_codes(base, dtype, scale)
+
+
+def _symmetric_codes(base: Tensor, dtype: torch.dtype, scale: Tensor) -> Tensor:
     ratio = torch.where(scale == 0, 0.0, base / scale)
     if dtype.is_floating_point:
         info = torch.finfo(dtype)
         return ratio.clamp(info.min, info.max).to(dtype)
     return torch.nan_to_num(ratio.round(), nan=0.0).clamp(-128, 127).to(dtype)
+
+
+def quantize_per_token(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    rows = input.reshape(-1, input.shape[-1]) if input.numel() else input.new_empty((math.prod(input.shape[:-1]), 0))
+    absmax = rows.abs().amax(1, keepdim=True) if rows.shape[1] else rows.new_zeros((rows.shape[0], 1))
+    qmax = 127 if dtype == torch.int8 else torch.finfo(dtype).max
+    scale = _keep_positive(absmax / qmax, absmax == 0)
+    codes = _symmetric_codes(rows, dtype, scale)
+    return codes.reshape(input.shape), scale.reshape(*input.shape[:-1], 1)
 
 
 def quantize_affine(
@@ -179,6 +193,7 @@ def register() -> None:
         quantize_affine,
         quantize_affine_packed,
         absmax_scale,
+        quantize_per_token,
         minmax_scale,
         dequantize_symmetric,
         dequantize_affine,

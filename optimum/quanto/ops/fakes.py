@@ -52,6 +52,10 @@ def _absmax_scale(base: Tensor, qtype: str, axis: int | None) -> Tensor:
     return base.new_empty(scale_shape(base.shape, axis))
 
 
+def _quantize_per_token(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return torch.empty(input.shape, dtype=dtype, device=input.device), input.new_empty((*input.shape[:-1], 1))
+
+
 def _minmax_scale(base: Tensor, qtype: str, axis: int, group_size: int | None) -> tuple[Tensor, Tensor]:
     shape = scale_shape(grouped_shape(base.shape, axis, group_size), axis)
     return base.new_empty(shape), base.new_empty(shape)
@@ -114,6 +118,7 @@ def register() -> None:
         _quantize_affine,
         _quantize_affine_packed,
         _absmax_scale,
+        _quantize_per_token,
         _minmax_scale,
         _dequantize_symmetric,
         _dequantize_affine,

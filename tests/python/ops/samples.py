@@ -62,6 +62,17 @@ def _symmetric() -> Iterator[Sample]:
     yield from _empty()
 
 
+def _per_token() -> Iterator[Sample]:
+    for dtype in DTYPES:
+        for qtype, codes in CODES.items():
+            for shape in ((1, 9), (7, 33), (2, 3, 64), (5,), (0, 4), (3, 0)):
+                for kind, base in _views(shape, dtype):
+                    name = f"{str(dtype)[6:]}-{'x'.join(map(str, shape))}-{kind}-{qtype}"
+                    yield Sample("quantize_per_token", (base, codes), name)
+            odd = torch.tensor([[0.0] * 5, [1e-7, -1e-7, 0, 0, 0], [6e4, -6e4, 1, 0, -0.0]]).to(dtype)
+            yield Sample("quantize_per_token", (odd, codes), f"{str(dtype)[6:]}-odd-{qtype}")
+
+
 def _empty() -> Iterator[Sample]:
     """Tensors without elements, along an axis that needs no scale."""
     for dtype in DTYPES:
@@ -173,7 +184,7 @@ def _qbytes_mm() -> Iterator[Sample]:
 
 def all_samples() -> list[Sample]:
     torch.manual_seed(0)
-    return [*_symmetric(), *_affine(), *_packing(), *_linear(), *_qbytes_mm()]
+    return [*_symmetric(), *_per_token(), *_affine(), *_packing(), *_linear(), *_qbytes_mm()]
 
 
 def few(samples: list[Sample], wanted: Callable[[Sample], bool] = lambda _: True, step: int = 23) -> list[Sample]:

@@ -81,6 +81,19 @@ def test_compositions_equal_the_kernels(isa):
         assert _equal(found, expected), str(sample)
 
 
+def test_per_token_codes_are_those_of_scales_along_the_rows(isa):
+    checked = 0
+    for sample in [s for s in SAMPLES if s.op == "quantize_per_token" and s.args[0].numel()]:
+        x, dtype = sample.args
+        qtype = next(name for name, codes in CODES.items() if codes == dtype)
+        rows = x.reshape(-1, x.shape[-1])
+        scale = QUANTO.absmax_scale(rows, qtype, 0)
+        expected = QUANTO.quantize_symmetric(rows, dtype, 0, scale)
+        assert _equal(sample(), (expected.reshape(x.shape), scale.reshape(*x.shape[:-1], 1))), str(sample)
+        checked += 1
+    assert checked > 100
+
+
 def _weight_of(sample: Sample):
     """The weight of a linear sample in float64 and the magnitude of its parts."""
     if sample.op == "linear_qbytes":
