@@ -4,6 +4,7 @@ Names are imported when they are first used: `optimum-cli` imports this package 
 """
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 
@@ -22,6 +23,8 @@ _HOMES = {
         "quantize_module",
         "register_qmodule",
     ],
+    "models.transformers_models": ["QuantizedModelForCausalLM", "QuantizedTransformersModel"],
+    "models.diffusers_models": ["QuantizedDiffusersModel", "QuantizedPixArtTransformer2DModel"],
     "quantization": ["freeze", "quantization_map", "quantize", "requantize"],
     "tensor": [
         "AbsmaxOptimizer",
@@ -57,12 +60,18 @@ _HOMES = {
     ],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+# What cannot be imported without another library.
+_NEEDS = {"models.transformers_models": "transformers", "models.diffusers_models": "diffusers"}
 
-__all__ = sorted(_HOME_OF)
+__all__ = sorted(
+    name for name, home in _HOME_OF.items() if home not in _NEEDS or importlib.util.find_spec(_NEEDS[home]) is not None
+)
 
 if TYPE_CHECKING:
     from .calibrate import *  # noqa: F403
     from .library import *  # noqa: F403
+    from .models.diffusers_models import *  # noqa: F403
+    from .models.transformers_models import *  # noqa: F403
     from .nn import *  # noqa: F403
     from .quantization import *  # noqa: F403
     from .report import *  # noqa: F403

@@ -88,7 +88,7 @@ class Calibration(TorchFunctionMode):
             return
         first = input[0]
         if isinstance(first, ActivationQBytesTensor):
-            module.input_scale = first._scale.detach().reshape(())
+            module.input_scale = first._scale.detach().clone().reshape(())  # no tensor is saved under two names
         else:
             scale = absmax_scale(first.detach(), module.activation_qtype)
             module.input_scale = _updated_scale(module.input_scale, scale, self.momentum)

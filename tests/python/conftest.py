@@ -7,7 +7,7 @@ import torch
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "golden")]
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

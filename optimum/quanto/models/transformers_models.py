@@ -1,0 +1,79 @@
+"""Quantized models of the transformers library."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..quantization import requantize
+from .base import QuantizedModel, is_transformers_available
+from .checkpoint import read_tensors
+
+
+__all__ = ["QuantizedModelForCausalLM", "QuantizedTransformersModel"]
+
+if not is_transformers_available():
+    raise ImportError(f"{', '.join(__all__)} require the transformers library")
+
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from ..nn import QModuleMixin
+
+
+class QuantizedTransformersModel(QuantizedModel):
+    """A quantized transformers model. Subclasses set `auto_class` to the class that makes a model from a config."""
+
+    library = "transformers"
+    model_class = PreTrainedModel
+    auto_class: Any = None
+
+    @classmethod
+    def _check_can_load(cls) -> None:
+        if cls.auto_class is None:
+            raise ValueError(
+                f"Quantized models cannot be reloaded using {cls.__name__}: use a specialized quantized class such as "
+                "QuantizedModelForCausalLM instead."
+            )
+        super()._check_can_load()
+
+    @classmethod
+    def _load(cls, folder: Path, qmap: dict[str, dict[str, str]], **kwargs: Any) -> torch.nn.Module:
+        from accelerate import init_empty_weights
+
+        trust = {"trust_remote_code": kwargs["trust_remote_code"]} if "trust_remote_code" in kwargs else {}
+        config = AutoConfig.from_pretrained(folder, **kwargs)
+        with init_empty_weights():
+            model = cls.auto_class.from_config(config, **trust)
+        tied = getattr(config.get_text_config(), "tie_word_embeddings", True)
+        if tied:
+            model.tie_weights()  # so that tensors which were saved once are not missing
+        tensors = read_tensors(folder, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
+        requantize(model, state_dict=tensors, quantization_map=qmap)
+        if tied:
+            model.tie_weights()
+        if model.can_generate() and (folder / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        return model
+
+    def _save_wrapped(self, save_directory: Path, max_shard_size: int | str) -> None:
+        model = self._wrapped
+        if getattr(model.config, "tie_word_embeddings", True) and not _shares_embeddings(model):
+            model.config.tie_word_embeddings = False
+        # In the names and shapes of the modules, not those of the checkpoint that the model may come from: quantized
+        # tensors cannot be cut or joined.
+        model.save_pretrained(save_directory, max_shard_size=max_shard_size, save_original_format=False)
+
+
+def _shares_embeddings(model: Any) -> bool:
+    """Whether the embeddings of inputs and outputs are one tensor, unless neither of them is quantized."""
+    embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if not any(isinstance(module, QModuleMixin) for module in embeddings):
+        return True
+    return embeddings[1] is not None and embeddings[0].weight is embeddings[1].weight
+
+
+class QuantizedModelForCausalLM(QuantizedTransformersModel):
+    """A quantized language model of the transformers library."""
+
+    auto_class = AutoModelForCausalLM
