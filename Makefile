@@ -7,7 +7,7 @@ SHELL := bash
 python := .venv/bin/python
 cmake := .venv/bin/cmake
 jobs := $(shell nproc)
-native_sources := $(shell git ls-files CMakeLists.txt pyproject.toml core torch_ext)
+native_sources := $(shell git ls-files CMakeLists.txt pyproject.toml core torch_ext optimum/commands)
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12

@@ -36,4 +36,7 @@ def test_the_wheel(tmp_path):
     assert "optimum/quanto/libquanto_ops.so" in names
     assert "optimum/quanto/py.typed" in names
     assert "optimum/__init__.py" not in names
-    assert all(name.startswith(("optimum/quanto/", "optimum_quanto-1.0.0.dist-info/")) for name in names)
+    assert "optimum/commands/register/register_quanto.py" in names
+    ours = ("optimum/quanto/", "optimum/commands/register/", "optimum_quanto-1.0.0.dist-info/")
+    assert all(name.startswith(ours) for name in names)
+    assert not [name for name in names if name.startswith("optimum/commands/") and name.endswith("__init__.py")]
