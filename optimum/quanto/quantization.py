@@ -1,12 +1,13 @@
 """Quantizing, freezing and reloading whole models."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
 import torch
 
 from .nn import QModuleMixin, quantize_module
+from .nn.experts import unfused_experts
 from .nn.qmodule import is_quantizable
 from .tensor import Optimizer, qtype
 from .tensor.qtype import as_qtype
@@ -82,18 +83,43 @@ def quantize(
             f"[quantize] model: got a {type(model).__name__}, expected a model with submodules; for a single layer "
             "use quantize_module"
         )
-    replacements: dict[torch.nn.Module, torch.nn.Module] = {}
-    for name, module in model.named_modules():
-        if included is not None and not any(fnmatch(name, pattern) for pattern in included):
-            continue
-        if excluded is not None and any(fnmatch(name, pattern) for pattern in excluded):
-            continue
-        if isinstance(module, QModuleMixin) and module.frozen:
-            continue
-        qmodule = _quantized(name, module, weights, activations, optimizer)
-        if qmodule is not None:
-            replacements[module] = qmodule
+
+    def is_wanted(name: str) -> bool:
+        return (included is None or any(fnmatch(name, pattern) for pattern in included)) and not (
+            excluded is not None and any(fnmatch(name, pattern) for pattern in excluded)
+        )
+
+    def quantized(name: str, module: torch.nn.Module) -> torch.nn.Module | None:
+        if not is_wanted(name) or (isinstance(module, QModuleMixin) and module.frozen):
+            return None
+        return _quantized(name, module, weights, activations, optimizer)
+
+    _replace_each(model, quantized, unfused_experts(model, is_wanted) if weights is not None else {})
+
+
+def _replace_each(
+    model: torch.nn.Module,
+    replacement: Callable[[str, torch.nn.Module], torch.nn.Module | None],
+    experts: Mapping[torch.nn.Module, torch.nn.Module],
+) -> dict[torch.nn.Module, torch.nn.Module]:
+    """Replace `experts`, then each module for which there is a replacement, all or none.
+
+    Returns:
+        What was replaced, by what.
+    """
+    _replace_modules(model, experts)
+    try:
+        found = {m: replacement(name, m) for name, m in model.named_modules()}
+    except Exception:
+        _undo(model, experts)
+        raise
+    replacements = {module: new for module, new in found.items() if new is not None}
     _replace_modules(model, replacements)
+    return {**experts, **replacements}
+
+
+def _undo(model: torch.nn.Module, replacements: Mapping[torch.nn.Module, torch.nn.Module]) -> None:
+    _replace_modules(model, {new: old for old, new in replacements.items()})
 
 
 def _unfrozen(model: torch.nn.Module) -> list[tuple[str, QModuleMixin]]:
@@ -221,36 +247,62 @@ def requantize(
     if device is None:
         first = next(model.parameters(), None)
         device = torch.device("cpu") if first is None or first.device.type == "meta" else first.device
-    modules = dict(model.named_modules())
-    replacements: dict[torch.nn.Module, torch.nn.Module] = {}
     ties = _names_by_tensor(model)
-    for name, entry in quantization_map.items():
-        if name not in modules:
-            raise ValueError(
-                f"[requantize] quantization_map: got module {name!r}, expected one of the model's modules"
-            )
-        weights, activations = _map_value(name, entry, "weights"), _map_value(name, entry, "activations")
-        qmodule = _quantized(name, modules[name], weights, activations, None)
-        if qmodule is None:
-            kind = type(modules[name]).__name__
-            raise ValueError(
-                f"[requantize] quantization_map: got module {name!r}, a {kind}, expected a quantizable one"
-            )
-        if entry.get("outputs") == "none":
-            assert isinstance(qmodule, QModuleMixin)
-            qmodule.disable_output_quantization()
-        replacements[modules[name]] = qmodule
     snapshot = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
-    _replace_modules(model, replacements)
+    replacements = quantize_by_map(model, quantization_map)
     try:
         _load_exactly(model, state_dict, ties)
     except Exception:
-        _replace_modules(model, {new: old for old, new in replacements.items()})
+        _undo(model, replacements)
         for module, parameters, buffers in snapshot:
             module._parameters.update(parameters)
             module._buffers.update(buffers)
         raise
     model.to(device)
+
+
+def quantize_by_map(
+    model: torch.nn.Module, quantization_map: Mapping[str, Mapping[str, str]]
+) -> dict[torch.nn.Module, torch.nn.Module]:
+    """Replace the modules that a quantization map names, without weights for them.
+
+    Returns:
+        What was replaced, by what.
+
+    Raises:
+        ValueError: the map names a module that the model does not have or that cannot be quantized. The model is
+            unchanged.
+    """
+
+    def quantized(name: str, module: torch.nn.Module) -> torch.nn.Module | None:
+        return None if name not in quantization_map else _by_entry(name, module, quantization_map[name])
+
+    experts = unfused_experts(model, lambda name: name in quantization_map)
+    known = {name for name, _ in model.named_modules()}
+    known.update(
+        f"{name}.{inner}"
+        for name, m in model.named_modules()
+        if m in experts
+        for inner, _ in experts[m].named_modules()
+    )
+    for name in quantization_map:
+        if name not in known:
+            raise ValueError(
+                f"[requantize] quantization_map: got module {name!r}, expected one of the model's modules"
+            )
+    return _replace_each(model, quantized, experts)
+
+
+def _by_entry(name: str, module: torch.nn.Module, entry: Mapping[str, str]) -> torch.nn.Module:
+    weights, activations = _map_value(name, entry, "weights"), _map_value(name, entry, "activations")
+    qmodule = _quantized(name, module, weights, activations, None)
+    if qmodule is None:
+        kind = type(module).__name__
+        raise ValueError(f"[requantize] quantization_map: got module {name!r}, a {kind}, expected a quantizable one")
+    if entry.get("outputs") == "none":
+        assert isinstance(qmodule, QModuleMixin)
+        qmodule.disable_output_quantization()
+    return qmodule
 
 
 def _load_exactly(model: torch.nn.Module, state_dict: Mapping[str, Any], ties: list[list[str]]) -> None:

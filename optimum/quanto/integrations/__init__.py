@@ -18,10 +18,10 @@ def install() -> None:
         from .transformers import extend_quantizer
 
         extend_quantizer()
-    except ImportError as error:
+    except (ImportError, AttributeError) as error:
         logger.warning(
             "transformers %s: its loading is not that of transformers 5 (%s); models loaded with a QuantoConfig "
-            "cannot be saved",
+            "cannot be saved and reloaded",
             version,
             error,
         )

@@ -1,26 +1,34 @@
-"""Saving and reloading models that transformers loaded with a `QuantoConfig`.
+"""Loading, saving and reloading models that transformers quantizes with a `QuantoConfig`.
 
 transformers replaces the layers and quantizes them while it loads (its `integrations/quanto.py`). What it lacks is
-added to its quantizer class: a converter that builds the weights from their saved parts, and the default treatment of
-tied layers. Everything is looked up on the class at call time, so this also reaches the instance that is loading a
-model when this package is first imported.
+added to its quantizer class, whose methods it looks up when it needs them: the instance that is loading a model while
+this package is first imported has them too. Only `validate_environment` has run by then.
+
+A saved model has its quantization map in its config, under `quanto`: which modules are quantized, to what, which of
+them quantize their outputs. Its tensors have the names that they have in the model.
 """
 
+import copy
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.quantizer_quanto import QuantoHfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from ..nn import QLinear, QModuleMixin
-from ..tensor import QTensor
+from ..nn.experts import UnfusedExperts, is_fused_experts
+from ..quantization import quantization_map, quantize, quantize_by_map
 
 
 logger = logging.getLogger(__name__)
 
-_PARTS_8_BIT = ("_data", "_scale")
-_PARTS_PACKED = ("_data._data", "_scale", "_shift")
+_CONFIG_KEY = "quanto"
+_PARTS = ("_data._data", "_data", "_scale", "_shift")
+_EXTENDED: dict[str, Any] = {}
 
 
 def extend_quantizer() -> None:
@@ -30,9 +38,13 @@ def extend_quantizer() -> None:
         ImportError: the class does not have the methods to extend.
     """
     methods = {
-        "_process_model_after_weight_loading": _after_loading,
+        "validate_environment": _validate_environment,
+        "update_weight_conversions": _before_loading,
+        "param_needs_quantization": _needs_quantization,
+        "get_quantize_ops": QuantizeWeights,
         "get_new_dtype": _new_dtype,
-        "get_weight_conversions": _weight_conversions,
+        "_process_model_after_weight_loading": _after_loading,
+        "get_state_dict_and_metadata": _before_saving,
         "is_compileable": property(lambda self: True),
         "is_serializable": lambda self: True,
     }
@@ -40,7 +52,166 @@ def extend_quantizer() -> None:
     if lacking:
         raise ImportError(f"QuantoHfQuantizer lacks {', '.join(lacking)}")
     for name, method in methods.items():
-        setattr(QuantoHfQuantizer, name, method)
+        _EXTENDED.setdefault(name, getattr(QuantoHfQuantizer, name))
+        # A class would not be bound to the quantizer as a function is.
+        setattr(QuantoHfQuantizer, name, method if not isinstance(method, type) else _calling(method))
+
+
+def _calling(cls: type) -> Callable[[Any], Any]:
+    return lambda quantizer: cls(quantizer)
+
+
+def _validate_environment(quantizer: Any, *args: Any, **kwargs: Any) -> None:
+    """What transformers checks, except that activations may be quantized."""
+    config = quantizer.quantization_config
+    quantizer.quantization_config = _without_activations(config)
+    try:
+        _EXTENDED["validate_environment"](quantizer, *args, **kwargs)
+    finally:
+        quantizer.quantization_config = config
+
+
+def _without_activations(config: Any) -> Any:
+    changed = copy.copy(config)
+    changed.activations = None
+    return changed
+
+
+def _before_loading(quantizer: Any, weight_conversions: list[Any], model: torch.nn.Module) -> list[Any]:
+    """Bring the modules, which have no weights yet, into the form that is loaded.
+
+    Returns:
+        The conversions of the checkpoint: of a saved model only ours, as its tensors are named as in the model.
+    """
+    if not quantizer.pre_quantized:
+        _quantize_inputs(model)
+        return _EXTENDED["update_weight_conversions"](quantizer, weight_conversions, model)
+    saved = _saved_map(model)
+    if saved is not None:
+        _unquantize_others(model, saved)
+        quantize_by_map(model, saved)
+    sources = [rf"\.weight\.{part}" for part in _PARTS]
+    return [WeightConverter(source_patterns=sources, target_patterns=".weight", operations=[BuildWeight()])]
+
+
+def _quantize_inputs(model: torch.nn.Module) -> None:
+    """Make the layers that transformers made quantize their inputs, as `quantize` does."""
+    for module in model.modules():
+        if isinstance(module, QLinear):
+            module.enable_input_quantization()
+
+
+def _saved_map(model: Any) -> dict[str, dict[str, str]] | None:
+    """The quantization map in the config of a saved model; None if it has none."""
+    saved = getattr(model.config, _CONFIG_KEY, None)
+    if saved is None:
+        return None
+    found = saved.get("quantization_map") if isinstance(saved, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
+        raise ValueError(f"[from_pretrained] config: {_CONFIG_KEY}: got {saved!s:.80}, expected a quantization_map")
+    return found
+
+
+def _unquantize_others(model: torch.nn.Module, qmap: dict[str, dict[str, str]]) -> None:
+    """Undo the replacement of linear layers that the map does not name."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, QLinear) and name not in qmap:
+            model.set_submodule(name, _float_layer(module, module.weight, module.bias))
+
+
+def _float_layer(module: QLinear, weight: Any, bias: Any) -> torch.nn.Linear:
+    linear = torch.nn.Linear(module.in_features, module.out_features, bias is not None, device="meta")
+    linear.weight = weight
+    if bias is not None:
+        linear.bias = bias
+    return linear
+
+
+def _needs_quantization(quantizer: Any, model: torch.nn.Module, param_name: str, **kwargs: Any) -> bool:
+    """Whether a loaded parameter is to be quantized: as transformers says, and the tensors of fused experts."""
+    module_name = param_name.rpartition(".")[0]
+    module = model.get_submodule(module_name)
+    if is_fused_experts(module) or isinstance(module, UnfusedExperts):
+        return not quantizer.pre_quantized and should_convert_module(module_name, quantizer.modules_to_not_convert)
+    return _EXTENDED["param_needs_quantization"](quantizer, model, param_name, **kwargs)
+
+
+def _new_dtype(quantizer: Any, converter: Any, param: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype | None:
+    """The dtype to load a tensor in: parts of a quantized weight stay as they are, codes are no numbers to cast."""
+    if _is_ours(converter):
+        return None
+    return _EXTENDED["get_new_dtype"](quantizer, converter, param, dtype)
+
+
+def _is_ours(converter: Any) -> bool:
+    return isinstance(converter, WeightConverter) and any(isinstance(op, BuildWeight) for op in converter.operations)
+
+
+class QuantizeWeights(ConversionOps):  # type: ignore[misc]
+    """Quantizes the weights of a float checkpoint as they are loaded; several, where one tensor is split into them."""
+
+    def __init__(self, quantizer: Any) -> None:
+        self.hf_quantizer = quantizer
+
+    def convert(
+        self,
+        input_dict: dict[str, Any],
+        model: Any = None,
+        missing_keys: set[str] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Set what is to be quantized; the rest, by name, is left for transformers to set."""
+        left = {}
+        for name, value in input_dict.items():
+            tensor = value[0] if isinstance(value, list) else value
+            module_name, _, attribute = name.rpartition(".")
+            module = model.get_submodule(module_name)
+            if not _needs_quantization(self.hf_quantizer, model, name):
+                left[name] = value
+                continue
+            if isinstance(module, QModuleMixin):
+                _set_weight(name, module, tensor)
+            else:
+                _set_experts(model, module_name, attribute, tensor, self.hf_quantizer.quantization_config)
+            if missing_keys is not None:
+                missing_keys -= {name, f"{module_name}.input_scale", f"{module_name}.output_scale"}
+        return left
+
+
+def _set_weight(name: str, module: QModuleMixin, weight: torch.Tensor) -> None:
+    """Give a quantized module its float weight and freeze it."""
+    if weight.shape != module.weight.shape:
+        raise ValueError(
+            f"[from_pretrained] {name}: got shape {tuple(weight.shape)}, expected {tuple(module.weight.shape)}"
+        )
+    module.weight = Parameter(weight, requires_grad=False)
+    for scale in ("input_scale", "output_scale"):
+        setattr(module, scale, torch.ones((), dtype=weight.dtype, device=weight.device))
+    module.freeze()
+    _mark_as_loaded(module)
+
+
+def _mark_as_loaded(module: Any) -> None:
+    # Without the marks transformers would initialize the weight.
+    vars(module)["_is_hf_initialized"] = True
+    module.weight._is_hf_initialized = True
+
+
+def _set_experts(model: Any, module_name: str, attribute: str, tensor: torch.Tensor, config: Any) -> None:
+    """Give all experts of a module their part of a fused tensor; take the module apart for the first one."""
+    module = model.get_submodule(module_name)
+    if not isinstance(module, UnfusedExperts):
+        module = UnfusedExperts(module)
+        quantize(module, weights=config.weights, activations=config.activations)
+        model.set_submodule(module_name, module)
+    projection, is_bias = attribute.removesuffix("_bias"), attribute.endswith("_bias")
+    for index in range(module.num_experts):
+        layer, part = getattr(getattr(module, str(index)), projection), module.slice_of(tensor, index, is_bias)
+        if is_bias:
+            layer.bias = Parameter(part.clone())
+            layer.bias._is_hf_initialized = True
+        else:
+            _set_weight(f"{module_name}.{index}.{projection}.weight", layer, part.contiguous())
 
 
 class BuildWeight(ConversionOps):  # type: ignore[misc]
@@ -49,67 +220,47 @@ class BuildWeight(ConversionOps):  # type: ignore[misc]
     def convert(
         self,
         input_dict: dict[str, Any],
-        model: torch.nn.Module | None = None,
-        full_layer_name: str | None = None,
+        model: Any = None,
+        full_layer_name: str = "",
         missing_keys: set[str] | None = None,
         **kwargs: Any,
     ) -> dict[str, torch.Tensor]:
         """Set the weight called `full_layer_name`; there is nothing left for transformers to set."""
-        assert model is not None
-        assert full_layer_name is not None
-        _load_weight(model, full_layer_name, input_dict)
+        module = model.get_submodule(full_layer_name.removesuffix(".weight"))
+        if not isinstance(module, QModuleMixin):
+            raise ValueError(f"[from_pretrained] {full_layer_name}: got a quantized weight, expected a float one")
+        dtype = module.weight.dtype
+        parts = {pattern.replace("\\", "").removeprefix("."): tensors[0] for pattern, tensors in input_dict.items()}
+        module.set_weight_from_state_dict(parts, "weight.")
+        if module.weight.dtype != dtype:  # the model is loaded in another one than it was saved in
+            module.weight = Parameter(module.weight.to(dtype), requires_grad=False)
+        _mark_as_loaded(module)
         if missing_keys is not None:
             missing_keys.discard(full_layer_name)
         return {}
 
 
-def _is_ours(converter: Any) -> bool:
-    return isinstance(converter, WeightConverter) and any(isinstance(op, BuildWeight) for op in converter.operations)
+def _after_loading(quantizer: Any, model: Any, **kwargs: Any) -> torch.nn.Module:
+    """Undo the replacement of tied layers, check that the others are quantized, and drop the conversions.
 
-
-def _weight_conversions(quantizer: Any) -> list[Any]:
-    """The converters of a checkpoint that is quantized already."""
-    if not quantizer.pre_quantized:
-        return []
-    parts = _PARTS_8_BIT if quantizer.quantization_config.weights in ("int8", "float8") else _PARTS_PACKED
-    sources = [f".weight.{part}" for part in parts]
-    return [WeightConverter(source_patterns=sources, target_patterns=".weight", operations=[BuildWeight()])]
-
-
-def _new_dtype(quantizer: Any, converter: Any, param: torch.Tensor, dtype: torch.dtype | None) -> torch.dtype | None:
-    """The dtype to load a tensor in: parts of a quantized weight stay as they are, codes are no numbers to cast."""
-    if _is_ours(converter):
-        return None
-    inherited = super(QuantoHfQuantizer, quantizer).get_new_dtype(converter, param, dtype)
-    return inherited
-
-
-def _load_weight(model: torch.nn.Module, name: str, parts: dict[str, Any]) -> None:
-    module_name = name.removesuffix(".weight")
-    module = model.get_submodule(module_name)
-    if not isinstance(module, QModuleMixin):
-        raise ValueError(f"[from_pretrained] {name}: got a quantized weight, expected a float one for this module")
-    state = {pattern.removeprefix("."): tensors[0] for pattern, tensors in parts.items()}
-    module.set_weight_from_state_dict(state, "weight.")
-    vars(module)["_is_hf_initialized"] = True
-
-
-def _after_loading(quantizer: Any, model: torch.nn.Module, **kwargs: Any) -> torch.nn.Module:
-    """Undo the replacement of tied layers, check that the others are quantized, and drop our converters.
-
-    A converter that stayed would be run backwards when the model is saved.
+    Conversions that stayed would be run backwards when the model is saved; those of weights that are quantized cannot.
     """
     _restore_tied_layers(model)
-    unfrozen = [
-        name
-        for name, m in model.named_modules()
-        if isinstance(m, QModuleMixin) and m.weight_qtype is not None and not isinstance(m.weight, QTensor)
-    ]
+    if not quantizer.pre_quantized:
+        for name, module in _unfrozen(model):  # loaded together with one that stays float
+            _set_weight(f"{name}.weight", module, module.weight.detach())
+    unfrozen = [name for name, _ in _unfrozen(model)]
     if unfrozen:
         raise ValueError(f"[from_pretrained] {', '.join(unfrozen)}: got float weights, expected quantized ones")
-    loaded_with: Any = getattr(model, "_weight_conversions", None) or []
-    setattr(model, "_weight_conversions", [c for c in loaded_with if not _is_ours(c)])  # noqa: B010
+    _report_float_experts(model)
+    if quantization_map(model):
+        model._weight_conversions = []
     return model
+
+
+def _unfrozen(model: torch.nn.Module) -> list[tuple[str, QModuleMixin]]:
+    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, QModuleMixin)]
+    return [(name, m) for name, m in modules if m.weight_qtype is not None and not m.frozen]
 
 
 def _restore_tied_layers(model: torch.nn.Module) -> None:
@@ -119,11 +270,29 @@ def _restore_tied_layers(model: torch.nn.Module) -> None:
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     for name, module in list(model.named_modules()):
-        if not isinstance(module, QLinear) or module.frozen or owners[id(module.weight)] < 2:
-            continue
-        logger.warning("%s shares its weight with another module and is left float", name)
-        linear = torch.nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
-        linear.weight = module.weight
-        if module.bias is not None:
-            linear.bias = module.bias
-        model.set_submodule(name, linear)
+        if isinstance(module, QLinear) and not module.frozen and owners[id(module.weight)] > 1:
+            logger.warning("%s shares its weight with another module and is left float", name)
+            model.set_submodule(name, _float_layer(module, module.weight, module.bias))
+
+
+def _report_float_experts(model: torch.nn.Module) -> None:
+    """Warn of experts that no quantized form is known for."""
+    left = [
+        f"{name}.{parameter_name}"
+        for name, module in model.named_modules()
+        for parameter_name, parameter in module.named_parameters(recurse=False)
+        if "experts" in name and parameter.ndim > 2
+    ]
+    if left:
+        logger.warning("left float: %s, tensors of several experts without linear layers", ", ".join(left))
+
+
+def _before_saving(quantizer: Any, model: Any) -> tuple[None, dict[str, str]]:
+    """Write the quantization map into the config. Returns no state dict but the usual one, and no metadata."""
+    unfrozen = [name for name, _ in _unfrozen(model)]
+    if unfrozen:
+        raise ValueError(f"[save_pretrained] {', '.join(unfrozen)}: got float weights, expected frozen ones")
+    setattr(model.config, _CONFIG_KEY, {"quantization_map": quantization_map(model)})
+    # transformers refuses to load a model whose activations are quantized before it imports this package.
+    model.config.quantization_config = _without_activations(model.config.quantization_config)
+    return None, {}

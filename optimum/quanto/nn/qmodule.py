@@ -138,7 +138,7 @@ class QModuleMixin(ABC):
         self._quantize_hooks: dict[str, Any] = {}
         if self.activation_qtype is not None:
             if quantize_input:
-                self._quantize_hooks["input"] = self.register_forward_pre_hook(self.quantize_input)
+                self.enable_input_quantization()
             self._quantize_hooks["output"] = self.register_forward_hook(self.quantize_output)
         scale_dtype = torch.float32 if self.weight is None else self.weight.dtype
         for name in ("input_scale", "output_scale"):
@@ -232,6 +232,11 @@ class QModuleMixin(ABC):
             weight = self.qweight
         if weight is not None:
             self.weight = Parameter(weight, requires_grad=False)
+
+    def enable_input_quantization(self) -> None:
+        """Quantize inputs that are not quantized yet from now on, if there is a qtype for activations."""
+        if self.activation_qtype is not None and "input" not in self._quantize_hooks:
+            self._quantize_hooks["input"] = self.register_forward_pre_hook(self.quantize_input)
 
     @property
     def quantizes_output(self) -> bool:

@@ -1,0 +1,108 @@
+"""Mixtures of experts whose weights are stored as one tensor for all experts, taken apart into linear layers.
+
+Such modules, as transformers has them, hold `gate_up_proj` (or `up_proj`) and `down_proj` of three dimensions, the
+first for the experts. They have no linear layers that could be quantized, so they are replaced by modules that do,
+called `<experts>.<index>.gate_up_proj` and so on.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+
+__all__ = ["UnfusedExperts", "is_fused_experts", "unfused_experts"]
+
+_FACTS = ("num_experts", "has_gate", "has_bias", "is_transposed", "has_post_expert_norm", "_apply_gate")
+
+
+def projection_names(module: torch.nn.Module) -> tuple[str, str]:
+    """The names of the two projections of each expert."""
+    return "gate_up_proj" if module.has_gate else "up_proj", "down_proj"
+
+
+def is_fused_experts(module: torch.nn.Module) -> bool:
+    """Whether a module holds the weights of several experts in tensors of three dimensions."""
+    if isinstance(module, UnfusedExperts) or not all(hasattr(module, fact) for fact in _FACTS):
+        return False
+    weights = [getattr(module, name, None) for name in projection_names(module)]
+    return all(isinstance(weight, Parameter) and weight.ndim == 3 for weight in weights)
+
+
+class Expert(torch.nn.Module):
+    """The projections of one expert; `UnfusedExperts` computes with them."""
+
+
+class UnfusedExperts(torch.nn.Module):
+    """Experts with linear layers of their own, which share the memory of the tensors that they are cut from.
+
+    Its inputs are tokens (tokens, features), and for each token the indices and weights of the experts that it goes
+    to, both (tokens, experts per token). An index beyond the last expert stands for none.
+    """
+
+    num_experts: int
+    has_gate: bool
+    has_post_expert_norm: bool
+    is_transposed: bool
+    act_fn: Any
+    post_expert_norm: Any
+
+    def __init__(self, fused: torch.nn.Module) -> None:
+        super().__init__()
+        # What the activation between the projections may need.
+        self.__dict__.update({name: value for name, value in vars(fused).items() if not name.startswith("_")})
+        self.fused_class: Any = type(fused)
+        self.projections = projection_names(fused)
+        for index in range(fused.num_experts):  # type: ignore[arg-type]
+            expert = Expert()
+            for name in self.projections:
+                expert.add_module(name, _projection(fused, name, index))
+            self.add_module(str(index), expert)
+        for name, child in fused.named_children():
+            self.add_module(name, child)
+
+    def slice_of(self, parameter: Tensor, index: int, is_bias: bool = False) -> Tensor:
+        """The part of a fused parameter that belongs to an expert, in the layout of a linear layer."""
+        return parameter[index].t() if self.is_transposed and not is_bias else parameter[index]
+
+    def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        output = torch.zeros_like(hidden_states)
+        for index in top_k_index.unique().tolist():
+            if index < self.num_experts:
+                tokens, choice = torch.where(top_k_index == index)
+                weighted = self._expert(index, hidden_states[tokens]) * top_k_weights[tokens, choice, None]
+                output.index_add_(0, tokens, weighted.to(output.dtype))
+        return output
+
+    def _expert(self, index: int, x: Tensor) -> Tensor:
+        up, down = (getattr(getattr(self, str(index)), name) for name in self.projections)
+        x = up(x)
+        x = self.fused_class._apply_gate(self, x) if self.has_gate else self.act_fn(x)
+        x = down(x)
+        return self.post_expert_norm(x) if self.has_post_expert_norm else x
+
+
+def _projection(fused: torch.nn.Module, name: str, index: int) -> torch.nn.Linear:
+    weight: Any = getattr(fused, name)
+    rows = weight[index].t() if fused.is_transposed else weight[index]
+    linear = torch.nn.Linear(rows.shape[1], rows.shape[0], bool(fused.has_bias), device="meta", dtype=weight.dtype)
+    linear.weight = Parameter(rows.detach(), weight.requires_grad)
+    if fused.has_bias:
+        bias = getattr(fused, f"{name}_bias")
+        linear.bias = Parameter(bias[index].detach(), bias.requires_grad)
+    return linear.train(fused.training)
+
+
+def unfused_experts(
+    model: torch.nn.Module, is_wanted: Callable[[str], bool]
+) -> dict[torch.nn.Module, torch.nn.Module]:
+    """What to replace the fused experts of a model by: those with a projection whose name `is_wanted`."""
+    found: dict[torch.nn.Module, torch.nn.Module] = {}
+    for name, module in model.named_modules():
+        if is_fused_experts(module):
+            experts = range(module.num_experts)
+            if any(is_wanted(f"{name}.{i}.{part}") for i in experts for part in projection_names(module)):
+                found[module] = UnfusedExperts(module)
+    return found

@@ -1,0 +1,379 @@
+"""Models of transformers whose checkpoints, modules or options ask for more than a plain language model does."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    CompileConfig,
+    Dinov2Config,
+    Dinov2Model,
+    GptOssConfig,
+    GptOssForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    QuantoConfig,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+)
+from transformers.cache_utils import QuantizedCache
+
+from optimum.quanto import (
+    Calibration,
+    QLinear,
+    QuantizedModelForCausalLM,
+    freeze,
+    quantization_map,
+    quantize,
+)
+from optimum.quanto.nn.experts import UnfusedExperts
+
+
+IDS = torch.tensor([[1, 5, 9, 13, 17, 2, 8]])
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": None,
+}
+
+
+def randomized(model):
+    """Weights that make outputs depend on them."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" not in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.eval()
+
+
+def llama(**options):
+    return randomized(LlamaForCausalLM(LlamaConfig(**{**SMALL, **options})))
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def from_folder(folder, dtype=torch.float32, **options):
+    config = {"quantization_config": QuantoConfig(**options)} if options else {}
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **config)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("weights", ["int8", "float8", "int4", "int2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_sharded_checkpoints_reload_exactly(dtype, weights, tied, tmp_path):
+    llama(tie_word_embeddings=tied).save_pretrained(tmp_path / "float")
+    model = from_folder(tmp_path / "float", dtype, weights=weights)
+    model.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+    assert (tmp_path / "saved" / "model.safetensors.index.json").exists()
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert loaded.dtype == dtype
+    before, after = model.state_dict(), loaded.state_dict()
+    assert before.keys() == after.keys()
+    assert all(t.dtype == after[k].dtype and torch.equal(t.float(), after[k].float()) for k, t in before.items())
+    assert torch.equal(logits(loaded), logits(model))
+    assert json.loads((tmp_path / "saved" / "config.json").read_text())["quanto"] == {
+        "quantization_map": quantization_map(model)
+    }
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_saved_model_can_be_loaded_in_another_dtype(weights, tmp_path):
+    llama().save_pretrained(tmp_path / "float")
+    model = from_folder(tmp_path / "float", torch.bfloat16, weights=weights)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = from_folder(tmp_path / "saved", torch.float16)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float16}
+    torch.testing.assert_close(logits(loaded).float(), logits(model).float(), rtol=0.1, atol=0.05)
+
+
+def test_what_was_quantized_by_hand_reloads(tmp_path):
+    """Another qtype here, a float layer there: the map in the config says it."""
+    llama().save_pretrained(tmp_path / "float")
+    model = from_folder(tmp_path / "float", weights="int8", modules_to_not_convert=["up_proj"])
+    quantize(model, weights="qint4", include="model.layers.0.mlp.*")
+    assert {entry["weights"] for entry in quantization_map(model).values()} == {"qint8", "qint4"}
+    assert len(quantization_map(model)) == 14
+    freeze(model)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = from_folder(tmp_path / "saved")
+    assert quantization_map(loaded) == quantization_map(model)
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def test_unfrozen_models_are_not_saved(tmp_path):
+    llama().save_pretrained(tmp_path / "float")
+    model = from_folder(tmp_path / "float", weights="int8", modules_to_not_convert=["up_proj"])
+    quantize(model, weights="qint4", include="*up_proj")
+    with pytest.raises(ValueError, match=r"up_proj: got float weights, expected frozen ones"):
+        model.save_pretrained(tmp_path / "saved")
+
+
+@pytest.mark.parametrize("activations", ["int8", "float8"])
+def test_activations(activations, tmp_path):
+    llama().save_pretrained(tmp_path / "float")
+    model = from_folder(tmp_path / "float", weights="int8", activations=activations)
+    reference = llama()
+    quantize(reference, weights="qint8", activations=f"q{activations}", exclude="lm_head")
+    freeze(reference)
+    for one in (model, reference):
+        with torch.no_grad(), Calibration():
+            one(IDS)
+    assert quantization_map(model) == quantization_map(reference)
+    assert torch.equal(logits(model), logits(reference))
+    model.save_pretrained(tmp_path / "saved")
+    torch.save(logits(model), tmp_path / "logits.pt")
+    loaded = from_folder(tmp_path / "saved")
+    assert quantization_map(loaded) == quantization_map(model)
+    assert torch.equal(logits(loaded), logits(model))
+    # In a process that does not import this package itself.
+    code = f"""
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path / "saved")!r})
+with torch.no_grad():
+    assert torch.equal(model(torch.tensor({IDS.tolist()})).logits, torch.load({str(tmp_path / "logits.pt")!r}))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+# Checkpoints whose tensors are cut or joined
+
+
+def dinov2():
+    config = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28}
+    return randomized(Dinov2Model(Dinov2Config(**config, use_swiglu_ffn=True)))
+
+
+def gte():
+    return randomized(AutoModel.from_config(AutoConfig.for_model("gte", **ENCODER)))
+
+
+def nomic_bert():
+    return randomized(AutoModel.from_config(AutoConfig.for_model("nomic_bert", **ENCODER)))
+
+
+ENCODER = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 64,
+    "pad_token_id": 0,
+}
+
+
+def hidden(model):
+    with torch.no_grad():
+        pixels = torch.arange(3 * 28 * 28).reshape(1, 3, 28, 28) / 1000
+        return (model(pixels) if isinstance(model, Dinov2Model) else model(IDS)).last_hidden_state
+
+
+@pytest.mark.parametrize(
+    ("make", "joined", "layer"),
+    [
+        (dinov2, "mlp.weights_in.weight", "up_proj"),
+        (gte, "mlp.up_gate_proj.weight", "gate_proj"),
+        (nomic_bert, "attn.Wqkv.weight", "v_proj"),
+    ],
+)
+def test_one_tensor_for_several_weights(make, joined, layer, tmp_path):
+    make().save_pretrained(tmp_path / "float")
+    assert any(name.endswith(joined) for name in load_file(tmp_path / "float" / "model.safetensors"))
+    model = AutoModel.from_pretrained(tmp_path / "float", quantization_config=QuantoConfig(weights="int4"))
+    assert any(name.endswith(layer) for name in quantization_map(model))
+    reference = make()
+    quantize(reference, weights="qint4", include=list(quantization_map(model)))
+    freeze(reference)
+    assert torch.equal(hidden(model), hidden(reference))
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(hidden(AutoModel.from_pretrained(tmp_path / "saved")), hidden(reference))
+
+
+@pytest.mark.parametrize("kept", ["gate_proj", "up_proj"])
+def test_one_tensor_for_a_float_and_a_quantized_weight(kept, tmp_path):
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, use_swiglu_ffn=True
+    )
+    source = randomized(Dinov2Model(config))
+    source.save_pretrained(tmp_path)
+    options = QuantoConfig(weights="int8", modules_to_not_convert=[kept])
+    mlp = AutoModel.from_pretrained(tmp_path, quantization_config=options).encoder.layer[0].mlp
+    for name in ("gate_proj", "up_proj"):
+        layer, weight = getattr(mlp, name), getattr(source.encoder.layer[0].mlp, name).weight
+        assert isinstance(layer, QLinear) == (name != kept)
+        torch.testing.assert_close(
+            layer.weight.dequantize() if name != kept else layer.weight, weight, rtol=0, atol=0.01
+        )
+
+
+# Mixtures of experts
+
+
+def mixtral():
+    config = MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)
+    return randomized(MixtralForCausalLM(config))
+
+
+def qwen2_moe():
+    config = Qwen2MoeConfig(
+        **SMALL,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+        decoder_sparse_step=1,
+    )
+    return randomized(Qwen2MoeForCausalLM(config))
+
+
+def gpt_oss():
+    """Transposed weights, biases, and a gate of its own."""
+    config = GptOssConfig(**SMALL, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=16)
+    return randomized(GptOssForCausalLM(config))
+
+
+MIXTURES = [mixtral, qwen2_moe, gpt_oss]
+
+
+def experts_of(model):
+    return [m for m in model.modules() if isinstance(m, UnfusedExperts)]
+
+
+@pytest.mark.parametrize("make", MIXTURES)
+def test_experts_taken_apart_compute_the_same(make):
+    model = make()
+    expected = logits(model)
+    for name, module in list(model.named_modules()):
+        if name.endswith("experts"):
+            model.set_submodule(name, UnfusedExperts(module))
+    assert len(experts_of(model)) == 2
+    torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("make", MIXTURES)
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_experts_are_quantized_and_reload(make, weights, tmp_path, caplog):
+    make().save_pretrained(tmp_path / "float")
+    with caplog.at_level(logging.WARNING, "optimum.quanto"):
+        model = from_folder(tmp_path / "float", weights=weights)
+    assert "left float" not in caplog.text
+    assert len(experts_of(model)) == 2
+    names = list(quantization_map(model))
+    assert len([name for name in names if ".experts." in name]) == 2 * 4 * 2
+    reference = make()
+    quantize(reference, weights=f"q{weights}", include=names)
+    freeze(reference)
+    assert quantization_map(reference).keys() == set(names)
+    assert torch.equal(logits(model), logits(reference))
+    for folder in ("first", "second"):
+        model.save_pretrained(tmp_path / folder, max_shard_size="50KB")
+        model = from_folder(tmp_path / folder)
+        assert torch.equal(logits(model), logits(reference))
+
+
+def test_experts_that_are_excluded_stay_as_they_are(tmp_path, caplog):
+    mixtral().save_pretrained(tmp_path / "float")
+    with caplog.at_level(logging.WARNING, "optimum.quanto"):
+        model = from_folder(tmp_path / "float", weights="int8", modules_to_not_convert=["experts"])
+    assert experts_of(model) == []
+    assert "model.layers.0.mlp.experts.gate_up_proj" in caplog.text
+    expected = logits(model)
+    model.save_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(from_folder(tmp_path / "saved")), expected)
+
+
+@pytest.mark.parametrize("make", MIXTURES)
+def test_mixtures_through_the_model_class(make, tmp_path):
+    model = QuantizedModelForCausalLM.quantize(make(), weights="qint8")
+    assert len(experts_of(model)) == 2
+    expected = logits(model)
+    model.save_pretrained(tmp_path)
+    loaded = QuantizedModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded), expected)
+
+
+def test_experts_in_training_and_as_pickles(tmp_path):
+    model = mixtral()
+    quantize(model, weights="qint4")
+    model(IDS).logits.sum().backward()
+    layer = experts_of(model)[0]
+    assert any(getattr(layer, str(i)).down_proj.weight.grad is not None for i in range(4))
+    freeze(model)
+    torch.save(model, tmp_path / "model.pt")
+    assert torch.equal(logits(torch.load(tmp_path / "model.pt", weights_only=False)), logits(model))
+
+
+def test_an_error_leaves_experts_fused():
+    model = mixtral()
+    with pytest.raises(ValueError, match="expected an 8-bit qtype"):
+        quantize(model, weights="qint8", activations="qint4")
+    assert experts_of(model) == []
+
+
+# Generation
+
+
+def test_generate_compiles_by_itself(tmp_path):
+    llama().save_pretrained(tmp_path)
+    model = from_folder(tmp_path, weights="int4")
+    options = {"max_new_tokens": 6, "do_sample": False, "cache_implementation": "static"}
+    expected = model.generate(IDS, **options, disable_compile=True)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiling = CompileConfig(fullgraph=True, backend="aot_eager", mode=None)
+    compiling._compile_all_devices = True
+    assert torch.equal(model.generate(IDS, **options, compile_config=compiling), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+@pytest.mark.parametrize("nbits", [4, 2])
+@pytest.mark.parametrize("axis", [0, -1])
+def test_the_quantized_cache(nbits, axis):
+    model = llama(hidden_size=128)  # heads of 32
+    options = {"nbits": nbits, "axis_key": axis, "axis_value": axis, "q_group_size": 32, "residual_length": 16}
+    ids, generation = torch.arange(3, 19)[None], {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False}
+    quantized = {"cache_implementation": "quantized", "cache_config": {"backend": "quanto", **options}}
+    with torch.no_grad():
+        output = model.generate(ids, **generation, **quantized)
+        cache = QuantizedCache("quanto", model.config, **options)
+        again = model.generate(ids, **generation, past_key_values=cache)
+        plain = model.generate(ids, max_new_tokens=1, do_sample=False)
+    assert output.shape == (1, 36)
+    assert torch.equal(output, again)
+    assert torch.equal(output[:, :17], plain)
+    layer = cache.layers[0]
+    assert type(layer._quantized_keys).__name__ == "WeightQBitsTensor"
+    assert layer._quantized_keys.shape == layer._quantized_keys.dequantize().shape
+    assert cache.get_seq_length() == 35
+
+
+def test_a_float_checkpoint_of_a_wrong_shape_is_an_error(tmp_path):
+    llama().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    key = "model.layers.0.mlp.up_proj.weight"
+    save_file({**tensors, key: tensors[key][:-1].clone()}, path, {"format": "pt"})
+    with pytest.raises(RuntimeError):
+        from_folder(tmp_path, weights="int8")
