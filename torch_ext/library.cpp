@@ -29,6 +29,13 @@ STABLE_TORCH_LIBRARY(quanto, m) {
   m.def(
       "linear_qbits(Tensor input, Tensor data, Tensor scale, Tensor shift, int bits, int group_size, "
       "int out_features, Tensor? bias) -> Tensor");
+  // Activations given as codes, with one scale or one for each row.
+  m.def(
+      "linear_codes_qbytes(Tensor input, Tensor input_scale, Tensor data, Tensor scale, Tensor? bias, "
+      "ScalarType dtype) -> Tensor");
+  m.def(
+      "linear_codes_qbits(Tensor input, Tensor input_scale, Tensor data, Tensor scale, Tensor shift, int bits, "
+      "int group_size, int out_features, Tensor? bias, ScalarType dtype) -> Tensor");
 }
 
 namespace quanto::torch_ext {
@@ -80,8 +87,8 @@ std::string dtype_text(ScalarType dtype) {
   }
 }
 
-DType float_dtype(const char* op, const char* what, const Tensor& t) {
-  switch (t.scalar_type()) {
+DType float_dtype(const char* op, const char* what, ScalarType dtype) {
+  switch (dtype) {
     case ScalarType::Float:
       return DType::float32;
     case ScalarType::BFloat16:
@@ -89,9 +96,11 @@ DType float_dtype(const char* op, const char* what, const Tensor& t) {
     case ScalarType::Half:
       return DType::float16;
     default:
-      fail(op, what, dtype_text(t.scalar_type()), "float32, bfloat16 or float16");
+      fail(op, what, dtype_text(dtype), "float32, bfloat16 or float16");
   }
 }
+
+DType float_dtype(const char* op, const char* what, const Tensor& t) { return float_dtype(op, what, t.scalar_type()); }
 
 QType code_qtype(const char* op, const char* what, ScalarType dtype) {
   switch (dtype) {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <optional>
 #include <string>
 
 #include "quanto/error.h"
@@ -40,6 +41,13 @@ const bool registered = [] {
 thread_local std::string last_error;
 
 std::string quoted(std::string_view text) { return "\"" + std::string(text) + "\""; }
+std::optional<quanto::DType> float_dtype_called(std::string_view name) {
+  for (const quanto::DType dtype : {quanto::DType::float32, quanto::DType::bfloat16, quanto::DType::float16}) {
+    if (quanto::dtype_name(dtype) == name) return dtype;
+  }
+  return std::nullopt;
+}
+
 const char* truth(bool value) { return value ? "true" : "false"; }
 
 }  // namespace
@@ -100,19 +108,21 @@ QUANTO_EXPORT int quanto_force_isa(const char* name) {
 }
 
 /// The kernel that a linear layer runs: "<isa>/<qtype>/<dtype>/<regime>", or null with a message in quanto_last_error.
-/// `dtype`: 0 float32, 1 bfloat16, 2 float16. The string is valid until the next call on this thread.
-QUANTO_EXPORT const char* quanto_kernel_name(const char* qtype, int dtype, std::int64_t M, std::int64_t N,
+/// `activations`: a float dtype, or the qtype of activations given as codes. The string is valid until the next call on
+/// this thread.
+QUANTO_EXPORT const char* quanto_kernel_name(const char* qtype, const char* activations, std::int64_t M, std::int64_t N,
                                              std::int64_t K, std::int64_t group_size) {
   thread_local std::string name;
   try {
-    quanto::ActivationView x{nullptr, static_cast<quanto::DType>(dtype), M, K};
     quanto::WeightView w{};
     w.qtype = quanto::qtype_from_name(qtype);
     w.out_features = N;
     w.in_features = K;
     w.group_size = group_size;
-    w.scale_dtype = x.dtype;
-    name = quanto::matmul_kernel_name(x, w);
+    const auto dtype = float_dtype_called(activations);
+    name = dtype.has_value()
+               ? quanto::matmul_kernel_name({nullptr, *dtype, M, K}, w)
+               : quanto::matmul_codes_kernel_name({nullptr, quanto::qtype_from_name(activations), M, K}, w);
     return name.c_str();
   } catch (const quanto::Error& error) {
     last_error = error.what();

@@ -30,6 +30,7 @@ std::vector<std::int64_t> sizes_of(const Tensor& t);
 
 /// float32, bfloat16 or float16; anything else fails, naming `what`.
 DType float_dtype(const char* op, const char* what, const Tensor& t);
+DType float_dtype(const char* op, const char* what, ScalarType dtype);
 
 /// int8 or float8 codes; anything else fails, naming `what`.
 QType code_qtype(const char* op, const char* what, ScalarType dtype);

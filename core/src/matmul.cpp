@@ -1,12 +1,12 @@
 #include "quanto/matmul.h"
 
 #include <algorithm>
-#include <array>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "check.h"
 #include "float_io.h"
@@ -61,26 +61,20 @@ void check_weight(const WeightView& w) {
   if (w.scale == nullptr && w.out_features > 0) fail("matmul", "scale", "none", "one for each channel or group");
 }
 
-void check_activations(const ActivationView& x, const WeightView& w) {
-  check_shape("matmul", x.rows, std::max(w.in_features, x.row_stride));
-  check_shape("matmul", x.rows, w.out_features);
-  if (x.rows > 1 && x.row_stride < 0) fail("matmul", "row_stride", std::to_string(x.row_stride), "0 or more");
+void check_rows(std::int64_t rows, std::int64_t row_stride, const WeightView& w) {
+  check_shape("matmul", rows, std::max(w.in_features, row_stride));
+  check_shape("matmul", rows, w.out_features);
+  if (rows > 1 && row_stride < 0) fail("matmul", "row_stride", std::to_string(row_stride), "0 or more");
 }
 
-MatmulArgs complete(const ActivationView& x, const WeightView& w, const void* bias, void* y) {
+MatmulArgs weight_args(const WeightView& w) {
   MatmulArgs args{};
-  args.x = x.data;
-  args.x_stride = x.row_stride;
-  args.x_dtype = x.dtype;
   args.qtype = w.qtype;
   args.w = static_cast<const std::uint8_t*>(w.data);
   args.scale = w.scale;
   args.shift = w.shift;
   args.scale_dtype = w.scale_dtype;
   args.shift_kind = w.shift_kind;
-  args.bias = bias;
-  args.y = y;
-  args.M = x.rows;
   args.N = w.out_features;
   args.K = w.in_features;
   args.group_size = w.group_size == 0 ? w.in_features : w.group_size;
@@ -90,9 +84,36 @@ MatmulArgs complete(const ActivationView& x, const WeightView& w, const void* bi
   return args;
 }
 
+MatmulArgs complete(const ActivationView& x, const WeightView& w, const void* bias, void* y) {
+  MatmulArgs args = weight_args(w);
+  args.x = x.data;
+  args.x_stride = x.row_stride;
+  args.x_dtype = args.y_dtype = x.dtype;
+  args.M = x.rows;
+  args.bias = bias;
+  args.y = y;
+  return args;
+}
+
+/// Whether codes are multiplied as integers; else they are decoded first.
+bool multiplies_integers(const CodesView& x, const MatmulArgs& args) {
+  return x.qtype == QType::qint8 && !qtype_info(args.qtype).is_floating_point &&
+         args.group_size <= kernels::kMaxInt8Group;
+}
+
+MatmulArgs complete(const CodesView& x, const WeightView& w) {
+  MatmulArgs args = weight_args(w);
+  args.M = x.rows;
+  args.x = x.data;
+  args.x_stride = x.row_stride;
+  args.x_is_int8 = multiplies_integers(x, args);
+  args.x_dtype = DType::bfloat16;
+  return args;
+}
+
 /// No products to add: y is the bias, or zero.
 void fill_with_bias(const MatmulArgs& args) {
-  const auto row_bytes = static_cast<std::size_t>(args.N) * dtype_size(args.x_dtype);
+  const auto row_bytes = static_cast<std::size_t>(args.N) * dtype_size(args.y_dtype);
   for (std::int64_t m = 0; m < args.M; ++m) {
     char* row = static_cast<char*>(args.y) + static_cast<std::size_t>(m) * row_bytes;
     args.bias != nullptr ? static_cast<void>(std::memcpy(row, args.bias, row_bytes))
@@ -116,47 +137,85 @@ void run(const MatmulKernel& kernel, MatmulArgs& args) {
                [&](std::int64_t begin, std::int64_t end) { kernel.run(args, thread_buffer(scratch), begin, end); });
 }
 
-}  // namespace
-
-void matmul(const ActivationView& x, const WeightView& w, const void* bias, void* y) {
-  check_weight(w);
-  check_activations(x, w);
-  MatmulArgs args = complete(x, w, bias, y);
+void run_chosen(MatmulArgs& args) {
   if (args.M == 0 || args.N == 0) return;
   if (args.K == 0) return fill_with_bias(args);
   run(*kernels::choose_matmul(args).kernel, args);
 }
 
-void matmul_int8(const Int8Activations& x, const Int8Weight& w, const OutputScale& scale, void* y) {
-  constexpr std::int64_t kMaxK = std::int64_t{1} << 17;  // 2^17 products of (-128)^2 are the most an int32 holds
-  constexpr std::int64_t kBlock = 32;
-  check_shape("matmul_int8", w.out_features, w.in_features);
-  check_shape("matmul_int8", x.rows, std::max(w.in_features, w.out_features));
-  const std::int64_t K = w.in_features, N = w.out_features;
-  if (K >= kMaxK) fail("matmul_int8", "in_features", std::to_string(K), "less than " + std::to_string(kMaxK));
-  const auto dots = kernels::matmul_table().int8_dots;
-  const std::int64_t blocks = (N + kBlock - 1) / kBlock;
-  const std::int64_t grain = std::max<std::int64_t>(1, kSerialOperations / std::max<std::int64_t>(1, K * kBlock));
-  parallel_for(x.rows * blocks, grain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t unit = begin; unit < end; ++unit) {
-      const std::int64_t m = unit % x.rows, n = unit / x.rows * kBlock;
-      const std::int64_t rows = std::min(kBlock, N - n);
-      std::array<std::int32_t, kBlock> sums;
-      dots(x.data + m * K, w.data + n * K, K, rows, sums.data());
-      for (std::int64_t r = 0; r < rows; ++r) {
-        const float s = load_float(scale.data, scale.dtype, scale.per_tensor ? 0 : n + r);
-        store_float(y, scale.dtype, m * N + n + r, static_cast<float>(sums[static_cast<std::size_t>(r)]) * s);
-      }
+/// The scales of the rows as float32: one for each, or a single one.
+std::vector<float> row_scales(const CodesView& x) {
+  std::vector<float> scales(x.scale == nullptr ? 0 : x.per_row_scale ? static_cast<std::size_t>(x.rows) : 1);
+  for (std::size_t m = 0; m < scales.size(); ++m) {
+    scales[m] = load_float(x.scale, x.scale_dtype, static_cast<std::int64_t>(m));
+  }
+  return scales;
+}
+
+/// The values of the codes as bfloat16, M x K: dequantized with a scale of one.
+Buffer decode_activations(const CodesView& x, std::int64_t K) {
+  constexpr std::uint16_t kOne = 0x3f80;
+  Buffer values = allocate(static_cast<std::size_t>(x.rows * K) * sizeof(std::uint16_t));
+  kernels::QuantizeArgs row{};
+  row.rows = 1;
+  row.cols = K;
+  row.dtype = DType::bfloat16;
+  row.qtype = x.qtype;
+  row.axis = Axis::tensor;
+  row.scale = &kOne;
+  const auto dequantize = kernels::quantize_kernels().dequantize_symmetric;
+  parallel_for(x.rows, std::max<std::int64_t>(1, (1 << 15) / K), [&](std::int64_t begin, std::int64_t end) {
+    kernels::QuantizeArgs r = row;
+    for (std::int64_t m = begin; m < end; ++m) {
+      r.codes_in = static_cast<const std::uint8_t*>(x.data) + m * x.row_stride;
+      r.out = static_cast<std::uint16_t*>(values.get()) + m * K;
+      dequantize(r, 0, 1);
     }
   });
+  return values;
+}
+
+std::string kernel_name(const MatmulArgs& args) {
+  const kernels::Choice choice = kernels::choose_matmul(args);
+  std::string name(isa_name(choice.isa));
+  name.append("/").append(qtype_info(args.qtype).name).append("/");
+  name.append(args.x_is_int8 ? "int8" : dtype_name(args.x_dtype));
+  return name.append("/").append(choice.kernel->name);
+}
+
+}  // namespace
+
+void matmul(const ActivationView& x, const WeightView& w, const void* bias, void* y) {
+  check_weight(w);
+  check_rows(x.rows, x.row_stride, w);
+  MatmulArgs args = complete(x, w, bias, y);
+  run_chosen(args);
+}
+
+void matmul_codes(const CodesView& x, const WeightView& w, const void* bias, DType dtype, void* y) {
+  check_symmetric("matmul", x.qtype);
+  check_weight(w);
+  check_rows(x.rows, x.row_stride, w);
+  MatmulArgs args = complete(x, w);
+  const std::vector<float> scales = row_scales(x);
+  args.row_scale = x.scale == nullptr ? nullptr : scales.data();
+  args.row_scale_step = x.per_row_scale ? 1 : 0;
+  args.bias = bias;
+  args.y = y;
+  args.y_dtype = dtype;
+  Buffer values;
+  if (!args.x_is_int8 && args.K > 0) {
+    values = decode_activations(x, args.K);
+    args.x = values.get();
+    args.x_stride = args.K;
+  }
+  run_chosen(args);
 }
 
 std::string matmul_kernel_name(const ActivationView& x, const WeightView& w) {
-  const MatmulArgs args = complete(x, w, nullptr, nullptr);
-  const kernels::Choice choice = kernels::choose_matmul(args);
-  std::string name(isa_name(choice.isa));
-  name.append("/").append(qtype_info(w.qtype).name).append("/").append(dtype_name(x.dtype));
-  return name.append("/").append(choice.kernel->name);
+  return kernel_name(complete(x, w, nullptr, nullptr));
 }
+
+std::string matmul_codes_kernel_name(const CodesView& x, const WeightView& w) { return kernel_name(complete(x, w)); }
 
 }  // namespace quanto

@@ -82,7 +82,9 @@ def _kernel(module: torch.nn.Module, weight: torch.Tensor) -> str:
     if not isinstance(module, torch.nn.Linear) or not isinstance(weight, WeightQBitsTensor | WeightQBytesTensor):
         return "slow: decodes the weight on every forward"
     group_size = weight._group_size or 0 if isinstance(weight, WeightQBitsTensor) else 0
-    return kernel_name(weight.qtype.name, weight.dtype, 1, weight.shape[0], weight.shape[1], group_size)
+    codes = module.activation_qtype if isinstance(module, QModuleMixin) else None
+    activations = weight.dtype if codes is None else codes.name
+    return kernel_name(weight.qtype.name, activations, 1, weight.shape[0], weight.shape[1], group_size)
 
 
 def _reason(module: torch.nn.Module) -> str:

@@ -155,4 +155,59 @@ class MatmulCase {
   GuardedBytes x_, w_, scale_, shift_, bias_, y_;
 };
 
+/// A matmul of activations given as codes: the weight of a MatmulCase, whose x_dtype is that of y, with codes.
+class CodesCase {
+ public:
+  CodesCase(QType x_qtype, const CaseShape& shape, bool per_row_scale, unsigned seed = 1)
+      : shape_(shape),
+        x_qtype_(x_qtype),
+        per_row_scale_(per_row_scale),
+        generator_(seed),
+        weight_(shape, seed + 1),
+        x_(shape.M == 0 ? 0 : static_cast<std::size_t>((shape.M - 1) * (shape.K + shape.extra_stride) + shape.K)),
+        scale_(static_cast<std::size_t>(per_row_scale ? shape.M : 1) * dtype_size(shape.scale_dtype)) {
+    for (std::size_t i = 0; i < x_.size(); ++i) x_.data()[i] = finite_code(x_qtype);
+    // Codes of e5m2 reach 57344, whose products with each other float16 does not hold.
+    const float unit = x_qtype == QType::qfloat8_e5m2 ? 0x1p-8f : 1.0f;
+    std::uniform_real_distribution<float> uniform(0.01f * unit, 0.05f * unit);
+    for (std::int64_t i = 0; i < (per_row_scale ? shape.M : 1); ++i) {
+      store_float(scale_.data(), shape.scale_dtype, i, uniform(generator_));
+    }
+  }
+
+  CodesView x() const {
+    return {x_.data(),     x_qtype_,           shape_.M,      shape_.K + shape_.extra_stride,
+            scale_.data(), shape_.scale_dtype, per_row_scale_};
+  }
+  WeightView w() const { return weight_.w(); }
+  const void* bias() const { return weight_.bias(); }
+  void* y() { return weight_.y(); }
+  DType dtype() const { return shape_.x_dtype; }
+  std::vector<std::uint8_t> result() const { return weight_.result(); }
+  std::uint8_t* x_data() { return x_.data(); }
+  std::uint8_t* x_scale_data() { return scale_.data(); }
+  MatmulCase& weight() { return weight_; }
+
+  void run() {
+    std::memset(y(), 0xa5, result().size());
+    matmul_codes(x(), w(), bias(), dtype(), y());
+  }
+
+ private:
+  std::uint8_t finite_code(QType qtype) {
+    for (;;) {
+      // Every eighth code is the lowest one, which is where integer kernels overflow.
+      const auto code = static_cast<std::uint8_t>(generator_() % 8 == 0 ? 0x80 : generator_());
+      if (!qtype_info(qtype).is_floating_point || std::isfinite(float8_decode(qtype, code))) return code;
+    }
+  }
+
+  CaseShape shape_;
+  QType x_qtype_;
+  bool per_row_scale_;
+  std::mt19937 generator_;
+  MatmulCase weight_;
+  GuardedBytes x_, scale_;
+};
+
 }  // namespace quanto::testing

@@ -284,28 +284,5 @@ TEST(MatmulErrors, NameTheArgument) {
   EXPECT_NE(error_of(c.x(), w).find("[matmul] shape"), std::string::npos);
 }
 
-TEST(MatmulInt8, IsExact) {
-  for_each_isa([](const IsaInfo&) {
-    for (const auto& [M, N, K] :
-         {std::tuple{1, 1, 1}, std::tuple{3, 37, 67}, std::tuple{5, 64, 4096}, std::tuple{2, 3, 100000}}) {
-      std::mt19937 generator(7);
-      std::vector<std::int8_t> x(static_cast<std::size_t>(M * K)), w(static_cast<std::size_t>(N * K));
-      for (auto& v : x) v = static_cast<std::int8_t>(generator() % 8 == 0 ? -128 : generator());
-      for (auto& v : w) v = static_cast<std::int8_t>(generator() % 8 == 0 ? -128 : generator());
-      const float scale = 1.0f;
-      std::vector<float> y(static_cast<std::size_t>(M * N));
-      matmul_int8({x.data(), M}, {w.data(), N, K}, {&scale, DType::float32, true}, y.data());
-      for (int m = 0; m < M; ++m) {
-        for (int n = 0; n < N; ++n) {
-          std::int64_t sum = 0;
-          for (int k = 0; k < K; ++k)
-            sum += std::int64_t{x[static_cast<std::size_t>(m * K + k)]} * w[static_cast<std::size_t>(n * K + k)];
-          ASSERT_EQ(y[static_cast<std::size_t>(m * N + n)], static_cast<float>(sum)) << m << ", " << n;
-        }
-      }
-    }
-  });
-}
-
 }  // namespace
 }  // namespace quanto::testing

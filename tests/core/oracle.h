@@ -52,25 +52,37 @@ inline WeightElement weight_at(const WeightView& w, std::int64_t n, std::int64_t
   return {scale * code - shift, std::fabs(scale * code) + std::fabs(shift)};
 }
 
-/// Compares y with x * transpose(w) + bias. Empty if every element lies within
-/// (K + 2) * 2^-24 * sum |x| * magnitude + 2 * u_out * |reference| of the reference; else the first that does not.
-/// A NaN or infinity where the reference is finite never does.
-inline std::string check_matmul(const ActivationView& x, const WeightView& w, const void* bias, const void* y) {
+/// Activations as the oracle reads them.
+struct OracleRows {
+  std::int64_t rows;
+  double (*value)(const void* context, std::int64_t m, std::int64_t k);
+  const void* context;
+};
+
+/// Compares y, M x N elements of `dtype`, with x * transpose(w) + bias. Empty if every element lies within
+/// terms * 2^-24 * sum |x| * magnitude + 2 * u_out * |reference| of the reference; else the first that does not.
+/// A NaN or infinity where the reference is finite never does. `terms`: roundings that an element is a sum of.
+inline std::string check_product(const OracleRows& x, const WeightView& w, const void* bias, DType dtype, const void* y,
+                                 double terms) {
   const std::int64_t K = w.in_features, N = w.out_features;
   std::vector<WeightElement> row(static_cast<std::size_t>(K));
+  std::vector<double> values(static_cast<std::size_t>(x.rows * K));
+  for (std::int64_t i = 0; i < x.rows * K; ++i) {
+    values[static_cast<std::size_t>(i)] = x.value(x.context, i / K, i % K);
+  }
   for (std::int64_t n = 0; n < N; ++n) {
     for (std::int64_t k = 0; k < K; ++k) row[static_cast<std::size_t>(k)] = weight_at(w, n, k);
-    const double b = bias == nullptr ? 0.0 : static_cast<double>(load_float(bias, x.dtype, n));
+    const double b = bias == nullptr ? 0.0 : static_cast<double>(load_float(bias, dtype, n));
     for (std::int64_t m = 0; m < x.rows; ++m) {
       double reference = b, magnitude = std::fabs(b);
       for (std::int64_t k = 0; k < K; ++k) {
-        const double value = static_cast<double>(load_float(x.data, x.dtype, m * x.row_stride + k));
+        const double value = values[static_cast<std::size_t>(m * K + k)];
         reference += value * row[static_cast<std::size_t>(k)].value;
         magnitude += std::fabs(value) * row[static_cast<std::size_t>(k)].magnitude;
       }
-      const double got = static_cast<double>(load_float(y, x.dtype, m * N + n));
-      const double bound = (static_cast<double>(K) + 2) * 0x1p-24 * magnitude +
-                           2 * unit_roundoff(x.dtype) * std::fabs(reference) + 2 * underflow(x.dtype);
+      const double got = static_cast<double>(load_float(y, dtype, m * N + n));
+      const double bound =
+          terms * 0x1p-24 * magnitude + 2 * unit_roundoff(dtype) * std::fabs(reference) + 2 * underflow(dtype);
       if (!(std::fabs(got - reference) <= bound)) {
         return "y(" + std::to_string(m) + ", " + std::to_string(n) + "): got " + std::to_string(got) + ", expected " +
                std::to_string(reference) + " within " + std::to_string(bound);
@@ -78,6 +90,36 @@ inline std::string check_matmul(const ActivationView& x, const WeightView& w, co
     }
   }
   return "";
+}
+
+/// Float activations: K + 2 terms.
+inline std::string check_matmul(const ActivationView& x, const WeightView& w, const void* bias, const void* y) {
+  const auto value = [](const void* context, std::int64_t m, std::int64_t k) {
+    const auto& view = *static_cast<const ActivationView*>(context);
+    return static_cast<double>(load_float(view.data, view.dtype, m * view.row_stride + k));
+  };
+  return check_product({x.rows, value, &x}, w, bias, x.dtype, y, static_cast<double>(w.in_features) + 2);
+}
+
+inline double activation_at(const CodesView& x, std::int64_t m, std::int64_t k) {
+  const std::uint8_t byte = static_cast<const std::uint8_t*>(x.data)[m * x.row_stride + k];
+  const double code = x.qtype == QType::qint8 ? static_cast<double>(static_cast<std::int8_t>(byte))
+                                              : static_cast<double>(float8_decode(x.qtype, byte));
+  if (x.scale == nullptr) return code;
+  return code * static_cast<double>(load_float(x.scale, x.scale_dtype, x.per_row_scale ? m : 0));
+}
+
+/// Activations given as codes, whose scale is one more factor. Sums of integers that share a scale are exact, so that
+/// only their scaled sums round: two terms for each group, whatever K is.
+inline std::string check_matmul_codes(const CodesView& x, const WeightView& w, const void* bias, DType dtype,
+                                      const void* y) {
+  const auto value = [](const void* context, std::int64_t m, std::int64_t k) {
+    return activation_at(*static_cast<const CodesView*>(context), m, k);
+  };
+  const std::int64_t group = w.group_size == 0 ? w.in_features : w.group_size;
+  const bool integers = x.qtype == QType::qint8 && !qtype_info(w.qtype).is_floating_point && group < (1 << 17);
+  const std::int64_t terms = integers ? 2 * (group == 0 ? 0 : w.in_features / group) + 8 : w.in_features + 3;
+  return check_product({x.rows, value, &x}, w, bias, dtype, y, static_cast<double>(terms));
 }
 
 }  // namespace quanto::testing

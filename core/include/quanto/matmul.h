@@ -45,28 +45,30 @@ void matmul(const ActivationView& x, const WeightView& w, const void* bias, void
 /// "avx2/qint4/bfloat16/few_rows". Only the shapes and types of the views are read.
 std::string matmul_kernel_name(const ActivationView& x, const WeightView& w);
 
-/// M rows of int8 activation codes, contiguous.
-struct Int8Activations {
-  const std::int8_t* data;
-  std::int64_t rows;
-};
-
-/// N x K int8 weight codes, contiguous.
-struct Int8Weight {
-  const std::int8_t* data;
-  std::int64_t out_features;
-  std::int64_t in_features;
-};
-
-/// What a sum of products of codes is worth: one scale per output channel, or a single one.
-struct OutputScale {
+/// M rows of K = in_features activations as codes of an 8-bit qtype, `row_stride` codes apart. `scale`: one element, or
+/// one for each row; null for 1, where the weight's scales already hold it.
+struct CodesView {
   const void* data;
-  DType dtype;
-  bool per_tensor;
+  QType qtype;
+  std::int64_t rows;
+  std::int64_t row_stride;
+  const void* scale = nullptr;
+  DType scale_dtype = DType::float32;
+  bool per_row_scale = false;
 };
 
-/// y = (x * transpose(W)) * scale for integer codes: the sums are exact in int32 (K below 2^17), scaled in float32 and
-/// rounded once. `y`: contiguous M x N elements of scale.dtype.
-void matmul_int8(const Int8Activations& x, const Int8Weight& w, const OutputScale& scale, void* y);
+/// y = x * transpose(W) [+ bias] for activations given as codes. `bias`: N elements of `dtype` or null. `y`: contiguous
+/// M x N elements of `dtype`. Errors and threads as above.
+///
+/// int8 activations and integer weights: products of codes are summed in int32, exactly, as far as they share a scale
+/// (the whole row for qint8, a group for qint4 and qint2), and scaled in float32; the same sums on every instruction
+/// set. Everything else, and more than 2^17 - 1 codes that share a scale, is decoded to bfloat16, which holds every
+/// 8-bit code exactly, and multiplied as there: exact products, float32 sums. The activations' scale multiplies a sum
+/// in float32 before the bias is added; the result is rounded once.
+void matmul_codes(const CodesView& x, const WeightView& w, const void* bias, DType dtype, void* y);
+
+/// Name of the kernel that matmul_codes would run: "<isa>/<qtype>/int8/<regime>", or as above where the activations are
+/// decoded.
+std::string matmul_codes_kernel_name(const CodesView& x, const WeightView& w);
 
 }  // namespace quanto

@@ -29,10 +29,13 @@ inline float channel_scale(const MatmulArgs& a, std::int64_t n) {
   return load_float(a.scale, a.scale_dtype, n * a.scale_step);
 }
 
-/// Stores y(m, n) with its bias added.
+inline float row_scale(const MatmulArgs& a, std::int64_t m) { return a.row_scale[m * a.row_scale_step]; }
+
+/// Stores y(m, n), scaled by its row's scale and with its bias added.
 inline void store_output(const MatmulArgs& a, std::int64_t m, std::int64_t n, float value) {
-  if (a.bias != nullptr) value += load_float(a.bias, a.x_dtype, n);
-  store_float(a.y, a.x_dtype, m * a.N + n, value);
+  if (a.row_scale != nullptr) value *= row_scale(a, m);
+  if (a.bias != nullptr) value += load_float(a.bias, a.y_dtype, n);
+  store_float(a.y, a.y_dtype, m * a.N + n, value);
 }
 
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }

@@ -3,6 +3,7 @@
 #include "kernels/bf16_codes-inl.h"
 #include "kernels/bf16_panel-inl.h"
 #include "kernels/few_rows-inl.h"
+#include "kernels/int8_panel-inl.h"
 
 namespace quanto::kernels {
 namespace {
@@ -14,6 +15,16 @@ constexpr MatmulKernel kKernels[] = {
     kBf16PanelKernel<kQType, kFewestPanelRows>,
     kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
 };
+
+template <QType kQType>
+constexpr MatmulKernel kInt8Kernels[] = {
+    Int8Panel<Int8Quads, kQType, kRowVectors, kSumVectors / kRowVectors, 5>::kKernel,
+};
+
+template <QType kQType>
+constexpr void fill_int8_cell(KernelTable& table) {
+  table.int8[static_cast<int>(kQType)] = {kInt8Kernels<kQType>, 1};
+}
 
 template <QType kQType>
 constexpr void fill_cell(KernelTable& table) {
@@ -29,6 +40,9 @@ constexpr KernelTable bf16_table() {
   fill_cell<QType::qfloat8_e4m3fn>(table);
   fill_cell<QType::qfloat8_e4m3fnuz>(table);
   fill_cell<QType::qfloat8_e5m2>(table);
+  fill_int8_cell<QType::qint2>(table);
+  fill_int8_cell<QType::qint4>(table);
+  fill_int8_cell<QType::qint8>(table);
   return table;
 }
 

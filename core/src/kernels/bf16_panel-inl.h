@@ -11,6 +11,7 @@
 #include "kernels/bf16_codes-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/panel_units-inl.h"
+#include "kernels/transpose-inl.h"
 
 namespace quanto::kernels {
 namespace {
@@ -55,32 +56,6 @@ struct PreparedPairs {
 template <QType kQType>
 std::size_t bf16_panel_workspace_bytes(const MatmulArgs& a) {
   return PreparedPairs(a, is_affine_qtype(kQType)).bytes();
-}
-
-/// Lane i of vector j becomes lane j of vector i.
-inline void transpose_16x16(__m512i (&rows)[16]) {
-  __m512i t[16];
-  for (int i = 0; i < 16; i += 2) {
-    t[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-    t[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4) {  // t[i + k]: columns k, k + 4, k + 8, k + 12 of rows i to i + 3
-    rows[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-    rows[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-    rows[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-    rows[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-  }
-  for (int k = 0; k < 4; ++k) {
-    const __m512i a = _mm512_shuffle_i32x4(rows[k], rows[4 + k], 0x88),
-                  b = _mm512_shuffle_i32x4(rows[8 + k], rows[12 + k], 0x88);
-    const __m512i c = _mm512_shuffle_i32x4(rows[k], rows[4 + k], 0xdd),
-                  d = _mm512_shuffle_i32x4(rows[8 + k], rows[12 + k], 0xdd);
-    t[k] = _mm512_shuffle_i32x4(a, b, 0x88);
-    t[8 + k] = _mm512_shuffle_i32x4(a, b, 0xdd);
-    t[4 + k] = _mm512_shuffle_i32x4(c, d, 0x88);
-    t[12 + k] = _mm512_shuffle_i32x4(c, d, 0xdd);
-  }
-  __builtin_memcpy(rows, t, sizeof(t));
 }
 
 /// The 16 x 16 matrix of pairs that starts at row m of x, transposed: lane m of vector k.

@@ -232,8 +232,9 @@ __attribute__((noinline)) void multiply_block(const MatmulArgs& a, const FewRows
     for (int f = 0; f < kFields; ++f) scales[st][f] = scratch.scales_of(block.stripe + st, kFirst + f) + first_group;
   }
   std::int64_t left_in_group = (first_group + 1) * a.group_size - block.k;
-  for (std::int64_t k = 0, j = 0; k < block.depth; ++j) {
-    const std::int64_t depth = smaller(left_in_group, block.depth - k);
+  const std::int64_t whole_depth = smaller(block.depth, a.K - block.k);  // the last chunk reaches past the last group
+  for (std::int64_t k = 0, j = 0; k < whole_depth; ++j) {
+    const std::int64_t depth = smaller(left_in_group, whole_depth - k);
     sums = Sums{};
     sums.add_chunks(block, k, depth, x + k / Dots::kChunk * (kRows * Dots::kVectors));
     sums.for_each([&](int s, int f, int m, FloatLanes& sum) {

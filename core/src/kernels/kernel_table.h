@@ -14,17 +14,21 @@ namespace quanto::kernels {
 
 /// One matmul call, checked and completed. Shapes as in matmul.h; M, N, K > 0.
 struct MatmulArgs {
-  const void* x;          ///< M rows of K activations
+  const void* x;          ///< M rows of K activations: floats, or int8 codes
   std::int64_t x_stride;  ///< elements between rows of x
-  DType x_dtype;          ///< of x, bias and y
+  DType x_dtype;          ///< of x, if floats
+  bool x_is_int8;
   QType qtype;
   const std::uint8_t* w;  ///< codes or packed codes
   const void* scale;
   const void* shift;  ///< null for 8-bit qtypes
   DType scale_dtype;  ///< of scale and of a floating shift
   ShiftKind shift_kind;
-  const void* bias;  ///< N elements or null
-  void* y;           ///< contiguous M x N
+  const float* row_scale;       ///< what the sums of a row are multiplied by, or null
+  std::int64_t row_scale_step;  ///< from one row's to the next: 1, or 0 for a single one
+  const void* bias;             ///< N elements or null
+  void* y;                      ///< contiguous M x N
+  DType y_dtype;                ///< of bias and y
   std::int64_t M, N, K;
   std::int64_t group_size;   ///< codes that share a scale: K when there is one scale per channel
   std::int64_t groups;       ///< K / group_size
@@ -33,6 +37,9 @@ struct MatmulArgs {
   bool special_values;       ///< x holds values that the kernel chosen first does not serve
   void* workspace;           ///< MatmulKernel::workspace_bytes, 64-byte aligned, shared by all threads
 };
+
+/// Codes that share a scale of which an int32 holds every sum of products: 2^17 times (-128)^2 is one too many.
+constexpr std::int64_t kMaxInt8Group = (std::int64_t{1} << 17) - 1;
 
 /// One way to multiply. `run` computes units [begin, end) of `unit_count`; units write disjoint parts of y, and the
 /// bytes they write do not depend on the partition, so any thread may take any unit.
@@ -49,7 +56,7 @@ struct MatmulKernel {
   void (*run)(const MatmulArgs&, void* scratch, std::int64_t begin, std::int64_t end);
 };
 
-/// Kernels of one (qtype, activation dtype), best first; `supports` of the first that says yes decides.
+/// Kernels of one (qtype, activation type), best first; `supports` of the first that says yes decides.
 struct MatmulKernels {
   const MatmulKernel* list;
   int count;
@@ -60,8 +67,8 @@ struct MatmulKernels {
 struct KernelTable {
   Isa isa;
   MatmulKernels matmul[kQTypeCount][kDTypeCount];
-  /// Exact dot products of int8 codes: sums[r] = x * w_r for `rows` rows of w, K codes apart.
-  void (*int8_dots)(const std::int8_t* x, const std::int8_t* w, std::int64_t K, std::int64_t rows, std::int32_t* sums);
+  /// Those of int8 activations: integer weights only, of groups that int32 sums hold (kMaxInt8Group).
+  MatmulKernels int8[kQTypeCount];
 };
 
 }  // namespace quanto::kernels

@@ -15,6 +15,8 @@
 #include "kernels/args-inl.h"
 #include "kernels/decode-inl.h"
 #include "kernels/few_rows-inl.h"
+#include "kernels/int8_panel-inl.h"
+#include "kernels/int8_rows-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/panel_units-inl.h"
 #include "kernels/rows-inl.h"
@@ -158,11 +160,26 @@ constexpr void fill_cells(KernelTable& table) {
   cells[static_cast<int>(DType::float16)] = {kKernels<kQType, DType::float16>, 3};
 }
 
+constexpr std::int64_t kFewestInt8PanelRows = 5;
+
+/// Int8 activations, best first.
+template <QType kQType>
+constexpr MatmulKernel kInt8Kernels[] = {
+    Int8Panel<Int8Pairs, kQType, Simd::kRowVectors, Simd::kTile, kFewestInt8PanelRows>::kKernel,
+    kInt8RowsKernel<kQType>,
+};
+
+constexpr void fill_int8_cells(KernelTable& table) {
+  table.int8[static_cast<int>(QType::qint8)] = {kInt8Kernels<QType::qint8>, 2};
+  table.int8[static_cast<int>(QType::qint4)] = {kInt8Kernels<QType::qint4>, 2};
+  table.int8[static_cast<int>(QType::qint2)] = {kInt8Kernels<QType::qint2>, 2};
+}
+
 /// A table whose every cell holds the kernels of this file and of rows-inl.h.
 constexpr KernelTable generic_table(Isa isa) {
   KernelTable table{};
   table.isa = isa;
-  table.int8_dots = int8_dots;
+  fill_int8_cells(table);
   fill_cells<QType::qint2>(table);
   fill_cells<QType::qint4>(table);
   fill_cells<QType::qint8>(table);

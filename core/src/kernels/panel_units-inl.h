@@ -34,8 +34,9 @@ struct PanelUnit {
 inline void store_row(const MatmulArgs& a, std::int64_t m, std::int64_t n, const float* sums, std::int64_t apart,
                       const float* scales, int count) {
   FloatLanes y = gather(sums, apart, count) * load<FloatLanes>(scales, kLanes);
-  if (a.bias != nullptr) y += load_floats(a.bias, a.x_dtype, n, count);
-  store_floats(a.y, a.x_dtype, m * a.N + n, y, count);
+  if (a.row_scale != nullptr) y *= broadcast(row_scale(a, m));
+  if (a.bias != nullptr) y += load_floats(a.bias, a.y_dtype, n, count);
+  store_floats(a.y, a.y_dtype, m * a.N + n, y, count);
 }
 
 /// Stores a unit's sums, kRows floats for each channel: final ones of the affine qtypes, else to be scaled.

@@ -55,18 +55,11 @@ Choice choose_matmul(const MatmulArgs& args) {
   const Isa active = active_isa();
   for (const KernelTable* table : kMatmulTables) {
     if (table->isa > active) continue;
-    const auto& cell = table->matmul[static_cast<int>(args.qtype)][static_cast<int>(args.x_dtype)];
+    const auto qtype = static_cast<int>(args.qtype);
+    const auto& cell = args.x_is_int8 ? table->int8[qtype] : table->matmul[qtype][static_cast<int>(args.x_dtype)];
     if (const MatmulKernel* kernel = first_supporting(cell, args)) return {table->isa, kernel};
   }
   throw Error("[matmul] internal: no kernel serves this call");
-}
-
-const KernelTable& matmul_table() {
-  const Isa active = active_isa();
-  for (const KernelTable* table : kMatmulTables) {
-    if (table->isa <= active && table->int8_dots != nullptr) return *table;
-  }
-  return quanto_kernels_portable;
 }
 
 const QuantizeKernels& quantize_kernels() {

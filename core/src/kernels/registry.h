@@ -19,9 +19,6 @@ struct Choice {
 /// table serves everything.
 Choice choose_matmul(const MatmulArgs& args);
 
-/// The table of the active instruction set, or of the next less capable one that was compiled.
-const KernelTable& matmul_table();
-
 /// The row kernels of the active instruction set, or of the next less capable one that has its own.
 const QuantizeKernels& quantize_kernels();
 

@@ -104,17 +104,5 @@ template <QType kQType, DType kDType>
 constexpr MatmulKernel kRowsKernel = {"rows",  rows_supports,      rows_workspace_bytes, rows_prepare<kDType>,
                                       nullptr, rows_scratch_bytes, rows_unit_count,      rows_run<kQType>};
 
-/// Products of int8 codes fit int16 x int16 -> int32 multiply-adds, which this loop vectorizes to.
-void int8_dots(const std::int8_t* x, const std::int8_t* w, std::int64_t K, std::int64_t rows, std::int32_t* sums) {
-  for (std::int64_t r = 0; r < rows; ++r) {
-    const std::int8_t* row = w + r * K;
-    std::int32_t sum = 0;
-    for (std::int64_t k = 0; k < K; ++k) {
-      sum += static_cast<std::int16_t>(x[k]) * static_cast<std::int16_t>(row[k]);
-    }
-    sums[r] = sum;
-  }
-}
-
 }  // namespace
 }  // namespace quanto::kernels

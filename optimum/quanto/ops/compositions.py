@@ -157,12 +157,15 @@ def all_finite(base: Tensor) -> Tensor:
     return base.isfinite().all()
 
 
+def _sums_of_codes(input: Tensor, data: Tensor) -> Tensor:
+    # Sums of integer products are exact in float64, which every torch device but MPS multiplies.
+    wide = torch.float32 if input.device.type == "mps" else torch.float64
+    return torch.matmul(input.to(wide), data.to(wide).t()).to(torch.float32)
+
+
 def qbytes_mm(A: Tensor, B: Tensor, scales: Tensor) -> Tensor:
     if A.dtype == torch.int8 and B.dtype == torch.int8:
-        # Sums of integer products are exact in float64, which every torch device but MPS multiplies.
-        wide = torch.float32 if A.device.type == "mps" else torch.float64
-        sums = torch.matmul(A.to(wide), B.to(wide).t()).to(torch.float32)
-        return (sums * scales.flatten().to(torch.float32)).to(scales.dtype)
+        return (_sums_of_codes(A, B) * scales.flatten().to(torch.float32)).to(scales.dtype)
     return linear_qbytes(A.to(scales.dtype), B, scales, None)
 
 
@@ -186,6 +189,38 @@ def linear_qbits(
     return torch.nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
 
 
+def _row_scaled(sums: Tensor, input_scale: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    single = input_scale.numel() == 1
+    scale = input_scale.reshape(()) if single else input_scale.reshape(*sums.shape[:-1], 1)
+    output = sums * scale.to(torch.float32)
+    return (output if bias is None else output + bias.to(dtype).to(torch.float32)).to(dtype)
+
+
+def linear_codes_qbytes(
+    input: Tensor, input_scale: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    sums = _sums_of_codes(input, data) * scale.flatten().to(torch.float32)
+    return _row_scaled(sums, input_scale, bias, dtype)
+
+
+def linear_codes_qbits(
+    input: Tensor,
+    input_scale: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    size = (out_features, input.shape[-1])
+    offset = shift.to(torch.float32) if shift.dtype.is_floating_point else shift
+    weight = dequantize_affine(data, scale.to(torch.float32), offset, bits, 0, group_size or None, size, True)
+    return _row_scaled(torch.nn.functional.linear(input.to(torch.float32), weight), input_scale, bias, dtype)
+
+
 def register() -> None:
     """Register every composition for the devices that have no kernel of their own."""
     for composition in (
@@ -203,5 +238,7 @@ def register() -> None:
         qbytes_mm,
         linear_qbytes,
         linear_qbits,
+        linear_codes_qbytes,
+        linear_codes_qbits,
     ):
         torch.library.impl(f"quanto::{composition.__name__}", "default", composition)

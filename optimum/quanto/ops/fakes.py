@@ -111,6 +111,27 @@ def _linear_qbits(
     return input.new_empty((*input.shape[:-1], out_features))
 
 
+def _linear_codes_qbytes(
+    input: Tensor, input_scale: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    return torch.empty((*input.shape[:-1], data.shape[0]), dtype=dtype, device=input.device)
+
+
+def _linear_codes_qbits(
+    input: Tensor,
+    input_scale: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    return torch.empty((*input.shape[:-1], out_features), dtype=dtype, device=input.device)
+
+
 def register() -> None:
     """Register every function of this file as the fake of the operator of its name."""
     for fake in (
@@ -128,5 +149,7 @@ def register() -> None:
         _qbytes_mm,
         _linear_qbytes,
         _linear_qbits,
+        _linear_codes_qbytes,
+        _linear_codes_qbits,
     ):
         torch.library.register_fake(f"quanto::{fake.__name__.removeprefix('_')}", fake)

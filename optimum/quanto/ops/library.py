@@ -12,9 +12,6 @@ import torch
 
 LIBRARY_NAME = "libquanto_ops.so"
 
-_DTYPE_INDEX = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-
 @lru_cache(maxsize=1)
 def library_path() -> Path:
     """Path of the operator library.
@@ -48,7 +45,7 @@ def _functions() -> ctypes.CDLL:
         getattr(functions, name).restype = ctypes.c_char_p
     functions.quanto_force_isa.argtypes = [ctypes.c_char_p]
     functions.quanto_kernel_name.restype = ctypes.c_char_p
-    functions.quanto_kernel_name.argtypes = [ctypes.c_char_p, ctypes.c_int, *[ctypes.c_int64] * 4]
+    functions.quanto_kernel_name.argtypes = [ctypes.c_char_p] * 2 + [ctypes.c_int64] * 4
     return functions
 
 
@@ -84,19 +81,18 @@ def force_isa(name: str) -> None:
 
 
 def kernel_name(
-    qtype: str, dtype: torch.dtype, rows: int, out_features: int, in_features: int, group_size: int
+    qtype: str, activations: torch.dtype | str, rows: int, out_features: int, in_features: int, group_size: int
 ) -> str:
     """The kernel that a linear layer runs on the CPU for `rows` rows of activations: `isa/qtype/dtype/regime`.
 
     Args:
         qtype: name of the weight's qtype.
-        dtype: of the activations: float32, bfloat16 or float16.
+        activations: their dtype: float32, bfloat16 or float16; or the name of their qtype, if they are codes.
         group_size: 0 for one scale per output channel.
     """
+    kind = activations if isinstance(activations, str) else str(activations).removeprefix("torch.")
     return _text(
-        _functions().quanto_kernel_name(
-            qtype.encode(), _DTYPE_INDEX[dtype], rows, out_features, in_features, group_size
-        )
+        _functions().quanto_kernel_name(qtype.encode(), kind.encode(), rows, out_features, in_features, group_size)
     )
 
 

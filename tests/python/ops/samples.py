@@ -172,6 +172,30 @@ def _linear_qbits(name: str, x: Tensor, base: Tensor, bias: Tensor | None) -> It
             yield Sample("linear_qbits", arguments, f"{name}-{bits}-{kind}")
 
 
+def _codes(x: Tensor, qtype: str, per_row: bool) -> tuple[Tensor, Tensor]:
+    """Activations as codes with the strides of `x`, and their scales."""
+    codes, scale = QUANTO.quantize_per_token(x, CODES[qtype])
+    if not per_row:
+        scale = QUANTO.absmax_scale(x, qtype, None) if x.numel() else x.new_ones(())
+        codes = QUANTO.quantize_symmetric(x, CODES[qtype], None, scale)
+    strided = torch.empty_strided(x.shape, x.stride(), dtype=torch.uint8) if 0 not in x.stride() else None
+    return (codes if strided is None else strided.copy_(codes.view(torch.uint8)).view(CODES[qtype])), scale
+
+
+def _linear_codes() -> Iterator[Sample]:
+    for number, (N, K) in enumerate(((1, 64), (33, 67), (66, 128), (5, 1), (0, 32))):
+        for index, (kind, x) in enumerate(_inputs(K, DTYPES[number % 3])):
+            for qtype in CODES:
+                codes, scale = _codes(x, qtype, per_row=index % 2 == 0)
+                dtype = DTYPES[(index + number) % 3]
+                weight = torch.randn(N, K).to(DTYPES[index % 3])
+                bias = torch.randn(N).to(dtype) if (N + index) % 2 else None
+                name = f"{str(dtype)[6:]}-{N}x{K}-{kind}-{qtype}"
+                for sample in (*_linear_qbytes(name, codes, weight, bias), *_linear_qbits(name, codes, weight, bias)):
+                    op, (x_codes, *parts) = sample.op.replace("linear", "linear_codes"), sample.args
+                    yield Sample(op, (x_codes, scale, *parts, dtype), sample.name)
+
+
 def _qbytes_mm() -> Iterator[Sample]:
     weight = torch.randint(-128, 128, (9, 40), dtype=torch.int8)
     scales = torch.rand(9, 1) / 100
@@ -184,7 +208,7 @@ def _qbytes_mm() -> Iterator[Sample]:
 
 def all_samples() -> list[Sample]:
     torch.manual_seed(0)
-    return [*_symmetric(), *_per_token(), *_affine(), *_packing(), *_linear(), *_qbytes_mm()]
+    return [*_symmetric(), *_per_token(), *_affine(), *_packing(), *_linear(), *_linear_codes(), *_qbytes_mm()]
 
 
 def few(samples: list[Sample], wanted: Callable[[Sample], bool] = lambda _: True, step: int = 23) -> list[Sample]:

@@ -19,7 +19,8 @@ from optimum.quanto.ops.fakes import grouped_shape
 
 QUANTO = torch.ops.quanto
 SAMPLES = all_samples()
-LINEAR = ("linear_qbytes", "linear_qbits", "qbytes_mm")
+LINEAR_CODES = ("linear_codes_qbytes", "linear_codes_qbits")
+LINEAR = ("linear_qbytes", "linear_qbits", "qbytes_mm", *LINEAR_CODES)
 EXACT = [s for s in SAMPLES if s.op not in LINEAR]
 
 
@@ -94,12 +95,12 @@ def test_per_token_codes_are_those_of_scales_along_the_rows(isa):
     assert checked > 100
 
 
-def _weight_of(sample: Sample):
+def _weight_of(op, x, *parts):
     """The weight of a linear sample in float64 and the magnitude of its parts."""
-    if sample.op == "linear_qbytes":
-        _, data, scale, _ = sample.args
+    if op.endswith("qbytes"):
+        data, scale, _ = parts
         return decoded(data, scale.reshape(-1, 1))
-    x, packed, scale, shift, bits, group_size, out_features, _ = sample.args
+    packed, scale, shift, bits, group_size, out_features, _ = parts
     size = (out_features, x.shape[-1])
     rows = grouped_shape(size, 0, group_size or None)[0]
     value, magnitude = decoded(QUANTO.unpack(packed, bits)[:rows], scale, shift)
@@ -112,10 +113,44 @@ def test_linear_operators_match_the_oracle(isa, op):
     for sample in [s for s in SAMPLES if s.op == op]:
         y = sample()
         assert y.dtype == sample.args[0].dtype
-        misfit, where = misfit_of_product(sample.args[0], *_weight_of(sample), sample.args[-1], y)
+        misfit, where = misfit_of_product(sample.args[0], *_weight_of(op, *sample.args), sample.args[-1], y)
         assert misfit <= 1, f"{sample}: {where}"
         checked += 1
     assert checked > 150
+
+
+def _codes_misfit(sample: Sample, y):
+    """Of a product of codes: the activations are what they stand for, in float64; one more rounding for their scale."""
+    x, scale, *parts, dtype = sample.args
+    scale = scale.double().reshape(()) if scale.numel() == 1 else scale.double().reshape(*x.shape[:-1], 1)
+    assert y.dtype == dtype
+    value, magnitude = _weight_of(sample.op, x, *parts)
+    terms = x.shape[-1] + 2
+    return misfit_of_product(x.double() * scale, value, magnitude * (terms + 1) / terms, parts[-1], y)
+
+
+@pytest.mark.parametrize("op", LINEAR_CODES)
+def test_products_of_codes_match_the_oracle(isa, op):
+    checked = 0
+    for sample in [s for s in SAMPLES if s.op == op]:
+        misfit, where = _codes_misfit(sample, sample())
+        assert misfit <= 1, f"{sample}: {where}"
+        checked += 1
+    assert checked > 200
+
+
+@pytest.mark.parametrize("op", LINEAR_CODES)
+def test_compositions_of_products_of_codes_match_the_oracle(op):
+    for sample in [s for s in SAMPLES if s.op == op]:
+        misfit, where = _codes_misfit(sample, getattr(compositions, op)(*sample.args))
+        assert misfit <= 1, f"{sample}: {where}"
+
+
+def test_products_of_integers_are_exact_before_they_are_scaled(isa):
+    x, w = (torch.randint(-128, 128, (rows, 3001), dtype=torch.int8) for rows in (40, 19))
+    for rows in (1, 7, 40):
+        y = QUANTO.linear_codes_qbytes(x[:rows], torch.ones(()), w, torch.ones(()), None, torch.float32)
+        assert torch.equal(y, (x[:rows].long() @ w.long().T).float())
 
 
 def test_qbytes_mm_is_what_the_predecessor_computes(isa):
@@ -310,6 +345,20 @@ ERRORS = {
     ),
     "[linear_qbytes] input: got int8, expected float32, bfloat16 or float16": lambda: QUANTO.linear_qbytes(
         torch.ones(2, 4, dtype=torch.int8), torch.ones(5, 4, dtype=torch.int8), torch.ones(5, 1), None
+    ),
+    "[linear_codes_qbytes] input: got float32, expected int8, float8_e4m3fn": lambda: QUANTO.linear_codes_qbytes(
+        torch.ones(2, 4), torch.ones(()), torch.ones(5, 4, dtype=torch.int8), torch.ones(5), None, torch.float32
+    ),
+    "[linear_codes_qbytes] input_scale: got shape (3, 1), expected 2 elements": lambda: QUANTO.linear_codes_qbytes(
+        *(torch.ones(2, 4, dtype=torch.int8), torch.ones(3, 1), torch.ones(5, 4, dtype=torch.int8), torch.ones(5)),
+        *(None, torch.float32),
+    ),
+    "[linear_codes_qbytes] dtype: got int8, expected float32, bfloat16 or float16": lambda: QUANTO.linear_codes_qbytes(
+        *(torch.ones(2, 4, dtype=torch.int8), torch.ones(()), torch.ones(5, 4, dtype=torch.int8), torch.ones(5)),
+        *(None, torch.int8),
+    ),
+    "[quantize_per_token] dtype: got float32, expected int8": lambda: QUANTO.quantize_per_token(
+        torch.ones(2, 4), torch.float32
     ),
     "[linear_qbits] data: got shape (1, 64), expected 128 elements": lambda: QUANTO.linear_qbits(
         torch.ones(2, 64), torch.ones(1, 64, dtype=torch.uint8), torch.ones(4, 1), torch.ones(4, 1), 4, 0, 4, None

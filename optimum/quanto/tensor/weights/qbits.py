@@ -13,6 +13,7 @@ from ..grouped import grouped_shape
 from ..packed import PackedTensor
 from ..qbits import QBitsTensor
 from ..qtype import qtype as QType
+from ..wrapper import WrapperTensor
 
 
 __all__ = ["WeightQBitsTensor"]
@@ -192,9 +193,7 @@ class WeightQBitsTensor(QBitsTensor):
 
     def linear(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """`input @ self.T + bias`; gradients reach the input, the bias and the float weight of an unfrozen module."""
-        if isinstance(input, ActivationQBytesTensor):
-            input = input.dequantize()
-        if torch.is_grad_enabled() and self.requires_grad:
+        if torch.is_grad_enabled() and (self.requires_grad or isinstance(input, WrapperTensor)):
             return QuantizedLinearFunction.apply(input, self, bias)
         return self.linear_forward(input, bias)
 
@@ -204,19 +203,17 @@ class WeightQBitsTensor(QBitsTensor):
         scale = self._scale
         if input.device != scale.device:
             raise RuntimeError(f"[linear] input: got device {input.device}, expected {scale.device}")
-        if input.dtype != scale.dtype:
+        codes = input if isinstance(input, ActivationQBytesTensor) else None
+        if codes is None and input.dtype != scale.dtype:
             raise RuntimeError(f"[linear] input: got {input.dtype}, expected {scale.dtype}, the dtype of the weight")
         if self._axis != 0 or len(self._size) != 2 or not isinstance(self._data, PackedTensor):
-            return torch.nn.functional.linear(input, self.dequantize(), bias)
-        return linear_qbits(
-            input,
-            self._data._data,
-            scale,
-            self._shift,
-            self._qtype.bits,
-            self._group_size or 0,
-            self._size[0],
-            bias,
+            plain = input if codes is None else codes.dequantize()
+            return torch.nn.functional.linear(plain, self.dequantize(), bias)
+        layout = (self._qtype.bits, self._group_size or 0, self._size[0])
+        if codes is None:
+            return linear_qbits(input, self._data._data, scale, self._shift, *layout, bias)
+        return torch.ops.quanto.linear_codes_qbits(
+            codes._data, codes._scale, self._data._data, scale, self._shift, *layout, bias, scale.dtype
         )
 
 

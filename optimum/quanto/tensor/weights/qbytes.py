@@ -171,8 +171,8 @@ class WeightQBytesTensor(QBytesTensor):
     def _linear_of_codes(self, input: ActivationQBytesTensor, bias: Tensor | None) -> Tensor:
         if self._axis == -1 or self.ndim != 2:
             return torch.nn.functional.linear(input.dequantize(), self.dequantize(), bias)
-        output = torch.ops.quanto.qbytes_mm(input._data, self._data, input._scale * self._scale)
-        return output if bias is None else output + bias
+        scale = self._scale
+        return torch.ops.quanto.linear_codes_qbytes(input._data, input._scale, self._data, scale, bias, scale.dtype)
 
 
 def _check_scale(base: Tensor, axis: int | None, scale: Tensor) -> None:

@@ -1,0 +1,128 @@
+// How codes of weights meet int8 activations in integer instructions: several neighbours along K in each 32-bit lane,
+// whose products are added up to its int32 sum. Exact: sums wrap, and what they stand for fits (kMaxInt8Group).
+// Internal linkage, no std.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/args-inl.h"
+#include "kernels/lanes-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+inline const std::int8_t* int8_row(const MatmulArgs& a, std::int64_t m) {
+  return static_cast<const std::int8_t*>(a.x) + m * a.x_stride;
+}
+
+inline std::int32_t sum_of_codes(const std::int8_t* x, std::int64_t n) {
+  std::int32_t sum = 0;
+  for (std::int64_t k = 0; k < n; ++k) sum += x[k];
+  return sum;
+}
+
+/// The sum of all lanes, modulo 2^32.
+inline std::int32_t sum_lanes(IntLanes v) {
+#if defined(__AVX512F__)
+  const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)v), _mm512_extracti64x4_epi64((__m512i)v, 1));
+#elif defined(__AVX2__)
+  const __m256i eight = (__m256i)v;
+#endif
+#if defined(__AVX2__)
+  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
+#else
+  const BitLanes bits = (BitLanes)v;
+  return static_cast<std::int32_t>((bits[0] + bits[2]) + (bits[1] + bits[3]));
+#endif
+}
+
+inline IntLanes broadcast_int(std::int32_t v) {
+#if defined(__AVX512F__)
+  return (IntLanes)_mm512_set1_epi32(v);
+#elif defined(__AVX2__)
+  return (IntLanes)_mm256_set1_epi32(v);
+#else
+  return IntLanes{v, v, v, v};
+#endif
+}
+
+/// Two int16 numbers in a lane: what every instruction set multiplies.
+struct Int8Pairs {
+  static constexpr std::int64_t kStep = 2;
+  using Code = std::int16_t;
+  /// What is added to signed codes.
+  static constexpr std::int32_t kCentre = 0;
+
+  static inline IntLanes multiply_add(IntLanes w, IntLanes x, IntLanes sum) {
+#if defined(__AVX512F__)
+    return (IntLanes)_mm512_add_epi32((__m512i)sum, _mm512_madd_epi16((__m512i)w, (__m512i)x));
+#elif defined(__AVX2__)
+    return (IntLanes)_mm256_add_epi32((__m256i)sum, _mm256_madd_epi16((__m256i)w, (__m256i)x));
+#elif defined(__SSE2__)
+    return (IntLanes)_mm_add_epi32((__m128i)sum, _mm_madd_epi16((__m128i)w, (__m128i)x));
+#else
+    const IntLanes low = ((IntLanes)((BitLanes)w << 16) >> 16) * ((IntLanes)((BitLanes)x << 16) >> 16);
+    return (IntLanes)((BitLanes)sum + (BitLanes)low + (BitLanes)((w >> 16) * (x >> 16)));
+#endif
+  }
+
+  /// The lanes of `count` activations, zeros after them.
+  static inline BitLanes load_activations(const std::int8_t* x, std::int64_t count) {
+    std::int16_t wide[2 * kLanes] = {};
+    for (std::int64_t i = 0; i < count; ++i) wide[i] = x[i];
+    BitLanes lanes;
+    __builtin_memcpy(&lanes, wide, sizeof(lanes));
+    return lanes;
+  }
+
+  static inline void widen(const std::uint8_t* codes, std::int64_t count, Code* out) {
+    for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<std::int8_t>(codes[i]);
+  }
+  /// The codes of kBits bits from bit `shift` of each byte on.
+  template <int kBits>
+  static inline void unpack(const std::uint8_t* bytes, std::int64_t count, int shift, Code* out) {
+    for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<Code>(bytes[i] >> shift & ((1 << kBits) - 1));
+  }
+};
+
+#if defined(__AVX512VNNI__)
+/// Four bytes in a lane. The instruction multiplies unsigned with signed ones: codes are the unsigned ones, signed
+/// codes with 128 added, whose products are the sum of the activations times 128.
+struct Int8Quads {
+  static constexpr std::int64_t kStep = 4;
+  using Code = std::uint8_t;
+  static constexpr std::int32_t kCentre = 128;
+
+  static inline IntLanes multiply_add(IntLanes w, IntLanes x, IntLanes sum) {
+    return (IntLanes)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)w, (__m512i)x);
+  }
+  static inline __m512i load_bytes(const void* from, std::int64_t count) {
+    return count >= 64 ? _mm512_loadu_si512(from)
+                       : _mm512_maskz_loadu_epi8(count <= 0 ? 0 : ~__mmask64{0} >> (64 - count), from);
+  }
+  static inline BitLanes load_activations(const std::int8_t* x, std::int64_t count) {
+    return (BitLanes)load_bytes(x, count);
+  }
+
+  /// Both write whole vectors.
+  static inline void widen(const std::uint8_t* codes, std::int64_t count, Code* out) {
+    for (std::int64_t i = 0; i < count; i += 64) {
+      _mm512_storeu_si512(out + i, _mm512_xor_si512(load_bytes(codes + i, count - i), _mm512_set1_epi8(-128)));
+    }
+  }
+  template <int kBits>
+  static inline void unpack(const std::uint8_t* bytes, std::int64_t count, int shift, Code* out) {
+    const __m512i mask = _mm512_set1_epi8((1 << kBits) - 1);
+    for (std::int64_t i = 0; i < count; i += 64) {
+      const __m512i shifted = _mm512_srl_epi16(load_bytes(bytes + i, count - i), _mm_cvtsi32_si128(shift));
+      _mm512_storeu_si512(out + i, _mm512_and_si512(shifted, mask));
+    }
+  }
+};
+#endif
+
+}  // namespace
+}  // namespace quanto::kernels
