@@ -12,6 +12,7 @@ import torch
 
 LIBRARY_NAME = "libquanto_ops.so"
 
+
 @lru_cache(maxsize=1)
 def library_path() -> Path:
     """Path of the operator library.

@@ -120,7 +120,7 @@ def test_linear_operators_match_the_oracle(isa, op):
 
 
 def _codes_misfit(sample: Sample, y):
-    """Of a product of codes: the activations are what they stand for, in float64; one more rounding for their scale."""
+    """Of a product of codes: activations are what they stand for, in float64; their scale is one more rounding."""
     x, scale, *parts, dtype = sample.args
     scale = scale.double().reshape(()) if scale.numel() == 1 else scale.double().reshape(*x.shape[:-1], 1)
     assert y.dtype == dtype
