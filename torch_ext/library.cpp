@@ -23,6 +23,10 @@ STABLE_TORCH_LIBRARY(quanto, m) {
   m.def(
       "dequantize_affine(Tensor data, Tensor scale, Tensor shift, int bits, int axis, int? group_size, int[] size, "
       "bool packed) -> Tensor");
+  m.def("fake_quantize_symmetric(Tensor base, str qtype, int? axis, Tensor? scale) -> Tensor");
+  m.def(
+      "fake_quantize_affine(Tensor base, str qtype, int axis, int? group_size, Tensor? scale, Tensor? shift) -> "
+      "Tensor");
   m.def("pack(Tensor self, int bits) -> Tensor");
   m.def("all_finite(Tensor base) -> Tensor");
   m.def("linear_qbytes(Tensor input, Tensor data, Tensor scale, Tensor? bias) -> Tensor");

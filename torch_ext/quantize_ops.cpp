@@ -2,6 +2,7 @@
 #include <string>
 #include <tuple>
 
+#include "quanto/fake_quantize.h"
 #include "quanto/pack.h"
 #include "quanto/qtype.h"
 #include "tensors.h"
@@ -44,6 +45,12 @@ void check_symmetric_scale(const char* op, const Tensor& base, OptionalIndex axi
   }
   if (scale.dim() != base.dim()) {
     fail(op, "scale", shape_text(scale), "as many dimensions as the base of " + shape_text(base));
+  }
+}
+
+void check_same_dtype(const char* op, const char* what, const Tensor& t, const Tensor& base) {
+  if (t.scalar_type() != base.scalar_type()) {
+    fail(op, what, dtype_text(t.scalar_type()), dtype_text(base.scalar_type()) + ", the dtype of the base");
   }
 }
 
@@ -211,6 +218,15 @@ void check_bytes(const char* op, const Tensor& t) {
   if (t.scalar_type() != ScalarType::Byte) fail(op, "data", dtype_text(t.scalar_type()), "uint8");
 }
 
+/// The values of a matrix that was regrouped because its scales run along the last axis, in their own order.
+Tensor ungrouped(const Tensor& values, const Grouping& g, const std::vector<Index>& sizes) {
+  if (g.group_size == 0 || g.matrix.axis != Axis::last) return values;
+  Tensor out = empty(sizes, values.scalar_type());
+  ungroup_last(values.const_data_ptr(), values.element_size(), g.groups, g.group_size,
+               g.groups == 0 ? 0 : g.matrix.cols / g.groups, out.mutable_data_ptr());
+  return out;
+}
+
 Tensor dequantize_affine_op(Tensor data, Tensor scale, Tensor shift, Index bits, Index axis, OptionalIndex group_size,
                             std::vector<Index> size, bool packed) {
   constexpr const char* kOp = "dequantize_affine";
@@ -232,11 +248,55 @@ Tensor dequantize_affine_op(Tensor data, Tensor scale, Tensor shift, Index bits,
   (direct ? dequantize_affine_packed : dequantize_affine)(codes, qtype, g.matrix.rows, g.matrix.cols, g.matrix.axis,
                                                           scales.const_data_ptr(), shifts.view, dtype,
                                                           out.mutable_data_ptr());
-  if (!regroup) return out;
-  Tensor restored = empty(size, scale.scalar_type());
-  ungroup_last(out.const_data_ptr(), out.element_size(), g.groups, g.group_size,
-               g.groups == 0 ? 0 : g.matrix.cols / g.groups, restored.mutable_data_ptr());
-  return restored;
+  return ungrouped(out, g, size);
+}
+
+/// What a tensor holds after quantize_symmetric and dequantize_symmetric; without a scale, with that of absmax_scale.
+Tensor fake_quantize_symmetric_op(Tensor base, std::string qtype_name, OptionalIndex axis,
+                                  std::optional<Tensor> scale) {
+  constexpr const char* kOp = "fake_quantize_symmetric";
+  const auto sizes = sizes_of(base);
+  const MatrixShape shape = matrix_shape(kOp, sizes, axis);
+  const Tensor dense = as_contiguous(base);
+  const ConstMatrix matrix = matrix_of(kOp, dense, shape);
+  std::optional<Tensor> scales;
+  if (scale.has_value()) {
+    check_symmetric_scale(kOp, base, axis, *scale);
+    check_count(kOp, "scale", *scale, count_of(shape));
+    check_same_dtype(kOp, "scale", *scale, base);
+    scales = as_contiguous(*scale);
+  }
+  Tensor out = empty(sizes, base.scalar_type());
+  fake_quantize_symmetric(matrix, qtype_from_name(qtype_name), shape.axis,
+                          scales.has_value() ? scales->const_data_ptr() : nullptr, out.mutable_data_ptr());
+  return out;
+}
+
+/// What a tensor holds after quantize_affine and dequantize_affine; without scale and shift, with those of
+/// minmax_scale.
+Tensor fake_quantize_affine_op(Tensor base, std::string qtype_name, Index axis, OptionalIndex group_size,
+                               std::optional<Tensor> scale, std::optional<Tensor> shift) {
+  constexpr const char* kOp = "fake_quantize_affine";
+  const QType qtype = qtype_from_name(qtype_name);
+  const auto sizes = sizes_of(base);
+  const Grouping g = grouping(kOp, sizes, axis, group_size);
+  const Tensor grouped = grouped_base(base, g);
+  const ConstMatrix matrix = matrix_of(kOp, grouped, g.matrix);
+  const bool regrouped = g.group_size != 0 && g.matrix.axis == Axis::last;
+  Tensor out = empty(regrouped ? grouped_sizes(g, sizes) : sizes, base.scalar_type());
+  if (scale.has_value() != shift.has_value()) {
+    fail(kOp, scale.has_value() ? "shift" : "scale", "none", "both a scale and a shift, or neither");
+  }
+  if (!scale.has_value()) {
+    fake_quantize_minmax(matrix, qtype, g.matrix.axis, out.mutable_data_ptr());
+    return ungrouped(out, g, sizes);
+  }
+  check_count(kOp, "scale", *scale, count_of(g.matrix));
+  check_same_dtype(kOp, "scale", *scale, base);
+  const Tensor scales = as_contiguous(*scale);
+  const ShiftTensor shifts = shift_tensor(kOp, *shift, base.scalar_type(), count_of(g.matrix));
+  fake_quantize_affine(matrix, qtype, g.matrix.axis, scales.const_data_ptr(), shifts.view, out.mutable_data_ptr());
+  return ungrouped(out, g, sizes);
 }
 
 Tensor pack_op(Tensor self, Index bits) {
@@ -274,6 +334,8 @@ STABLE_TORCH_LIBRARY_IMPL(quanto, CPU, m) {
   m.impl("minmax_scale", TORCH_BOX(&minmax_scale_op));
   m.impl("dequantize_symmetric", TORCH_BOX(&dequantize_symmetric_op));
   m.impl("dequantize_affine", TORCH_BOX(&dequantize_affine_op));
+  m.impl("fake_quantize_symmetric", TORCH_BOX(&fake_quantize_symmetric_op));
+  m.impl("fake_quantize_affine", TORCH_BOX(&fake_quantize_affine_op));
   m.impl("pack", TORCH_BOX(&pack_op));
   m.impl("unpack", TORCH_BOX(&unpack_op));
   m.impl("all_finite", TORCH_BOX(&all_finite_op));

@@ -363,17 +363,5 @@ void dequantize_affine(const QuantizeArgs& a, std::int64_t begin, std::int64_t e
   affine_function(a, false)(a, begin, end);
 }
 
-constexpr QuantizeKernels quantize_kernels(Isa isa) {
-  return {isa,
-          absmax,
-          minmax,
-          column_absmax,
-          column_minmax,
-          quantize_symmetric,
-          quantize_affine,
-          dequantize_symmetric,
-          dequantize_affine};
-}
-
 }  // namespace
 }  // namespace quanto::kernels

@@ -1,4 +1,4 @@
-#include "kernels/quantize-inl.h"
+#include "kernels/quantize_units-inl.h"
 
 extern "C" const quanto::kernels::QuantizeKernels quanto_quantize_avx2 =
     quanto::kernels::quantize_kernels(quanto::Isa::avx2);

@@ -43,6 +43,11 @@ struct QuantizeKernels {
   void (*quantize_affine)(const QuantizeArgs& args, std::int64_t begin, std::int64_t end);
   void (*dequantize_symmetric)(const QuantizeArgs& args, std::int64_t begin, std::int64_t end);
   void (*dequantize_affine)(const QuantizeArgs& args, std::int64_t begin, std::int64_t end);
+
+  /// Rows [begin, end) from `values` to `out`, with scales (and floating shifts) along the first axis that absmax or
+  /// minmax of the same row gave. `codes_in` and `codes_out` are the same memory, whose contents are not specified.
+  void (*fake_quantize_symmetric)(const QuantizeArgs& args, std::int64_t begin, std::int64_t end);
+  void (*fake_quantize_affine)(const QuantizeArgs& args, std::int64_t begin, std::int64_t end);
 };
 
 }  // namespace quanto::kernels

@@ -153,6 +153,22 @@ def dequantize_affine(
     return _ungroup(result, axis, group_size, size)
 
 
+def fake_quantize_symmetric(base: Tensor, qtype: str, axis: int | None, scale: Tensor | None) -> Tensor:
+    scale = absmax_scale(base, qtype, axis) if scale is None else scale
+    dtype = getattr(torch, _QTYPES[qtype]["storage"])
+    return dequantize_symmetric(quantize_symmetric(base, dtype, axis, scale), scale)
+
+
+def fake_quantize_affine(
+    base: Tensor, qtype: str, axis: int, group_size: int | None, scale: Tensor | None, shift: Tensor | None
+) -> Tensor:
+    if scale is None or shift is None:
+        scale, shift = minmax_scale(base, qtype, axis, group_size)
+    bits = _QTYPES[qtype]["bits"]
+    codes = quantize_affine(base, bits, axis, group_size, scale, shift)
+    return dequantize_affine(codes, scale, shift, bits, axis, group_size, base.shape, False)
+
+
 def all_finite(base: Tensor) -> Tensor:
     return base.isfinite().all()
 
@@ -232,6 +248,8 @@ def register() -> None:
         minmax_scale,
         dequantize_symmetric,
         dequantize_affine,
+        fake_quantize_symmetric,
+        fake_quantize_affine,
         pack,
         unpack,
         all_finite,

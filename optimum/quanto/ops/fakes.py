@@ -78,6 +78,16 @@ def _dequantize_affine(
     return scale.new_empty(size)
 
 
+def _fake_quantize_symmetric(base: Tensor, qtype: str, axis: int | None, scale: Tensor | None) -> Tensor:
+    return base.new_empty(base.shape)
+
+
+def _fake_quantize_affine(
+    base: Tensor, qtype: str, axis: int, group_size: int | None, scale: Tensor | None, shift: Tensor | None
+) -> Tensor:
+    return base.new_empty(base.shape)
+
+
 def _pack(self: Tensor, bits: int) -> Tensor:
     return self.new_empty((packed_rows(self.shape[0], bits), *self.shape[1:]))
 
@@ -143,6 +153,8 @@ def register() -> None:
         _minmax_scale,
         _dequantize_symmetric,
         _dequantize_affine,
+        _fake_quantize_symmetric,
+        _fake_quantize_affine,
         _pack,
         _unpack,
         _all_finite,

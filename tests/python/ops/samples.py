@@ -59,6 +59,8 @@ def _symmetric() -> Iterator[Sample]:
                 yield Sample("quantize_symmetric", (base, dtype, axis, scale), label)
                 data = QUANTO.quantize_symmetric(base, dtype, axis, scale)
                 yield Sample("dequantize_symmetric", (data, scale), label)
+                yield Sample("fake_quantize_symmetric", (base, qtype, axis, None), f"{label}-searched")
+                yield Sample("fake_quantize_symmetric", (base, qtype, axis, scale), label)
     yield from _empty()
 
 
@@ -82,6 +84,8 @@ def _empty() -> Iterator[Sample]:
             yield Sample("absmax_scale", (base, "qint8", axis), name)
             yield Sample("quantize_symmetric", (base, torch.int8, axis, scale), name)
             yield Sample("dequantize_symmetric", (base.to(torch.int8), scale), name)
+            yield Sample("fake_quantize_symmetric", (base, "qint8", axis, scale), name)
+            yield Sample("fake_quantize_affine", (base, "qint4", axis, None, scale, scale), name)
             yield Sample("quantize_affine", (base, 4, axis, None, scale, scale), name)
             yield Sample("quantize_affine_packed", (base, 4, axis, None, scale, scale), name)
             codes = torch.empty(shape, dtype=torch.uint8)
@@ -103,11 +107,14 @@ def _affine() -> Iterator[Sample]:
 
 def _affine_case(name: str, base: Tensor, bits: int, axis: int, group_size: int | None) -> Iterator[Sample]:
     yield Sample("minmax_scale", (base, f"qint{bits}", axis, group_size), name)
+    yield Sample("fake_quantize_affine", (base, f"qint{bits}", axis, group_size, None, None), name)
     scale, shift = QUANTO.minmax_scale(base, f"qint{bits}", axis, group_size)
     zero_point = (shift / scale).round().clamp(0, 2**bits - 1).to(torch.uint8)
     for kind, offset in (("float", shift), ("integer", zero_point)):
         arguments = (base, bits, axis, group_size, scale, offset)
         yield Sample("quantize_affine", arguments, f"{name}-{kind}")
+        faked = (base, f"qint{bits}", axis, group_size, scale, offset)
+        yield Sample("fake_quantize_affine", faked, f"{name}-{kind}")
         yield Sample("quantize_affine_packed", arguments, f"{name}-{kind}")
         codes = QUANTO.quantize_affine(*arguments)
         packed = QUANTO.pack(codes, bits)

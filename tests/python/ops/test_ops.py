@@ -307,7 +307,41 @@ def test_bytes_do_not_depend_on_threads(threads):
         torch.set_num_threads(before)
 
 
+def _there_and_back(sample: Sample):
+    """What a sample of a fake quantization stands for."""
+    if sample.op == "fake_quantize_symmetric":
+        base, qtype, axis, scale = sample.args
+        scale = QUANTO.absmax_scale(base, qtype, axis) if scale is None else scale
+        return QUANTO.dequantize_symmetric(QUANTO.quantize_symmetric(base, CODES[qtype], axis, scale), scale)
+    base, qtype, axis, group_size, scale, shift = sample.args
+    bits = int(qtype[-1])
+    if scale is None:
+        scale, shift = QUANTO.minmax_scale(base, qtype, axis, group_size)
+    packed = QUANTO.quantize_affine_packed(base, bits, axis, group_size, scale, shift)
+    return QUANTO.dequantize_affine(packed, scale, shift, bits, axis, group_size, list(base.shape), True)
+
+
+@pytest.mark.parametrize("op", ["fake_quantize_symmetric", "fake_quantize_affine"])
+def test_fake_quantization_is_quantization_there_and_back(isa, op):
+    samples = [s for s in SAMPLES if s.op == op]
+    assert len(samples) > 100
+    for sample in samples:
+        assert torch.equal(sample().view(torch.uint8), _there_and_back(sample).view(torch.uint8)), str(sample)
+
+
 ERRORS = {
+    "[fake_quantize_symmetric] scale: got float32, expected bfloat16": lambda: QUANTO.fake_quantize_symmetric(
+        torch.ones(2, 2, dtype=torch.bfloat16), "qint8", 0, torch.ones(2, 1)
+    ),
+    "[fake_quantize_symmetric] qtype: got qint4, expected an 8-bit qtype": lambda: QUANTO.fake_quantize_symmetric(
+        torch.ones(2, 2), "qint4", 0, None
+    ),
+    "[fake_quantize_affine] shift: got none, expected both": lambda: QUANTO.fake_quantize_affine(
+        torch.ones(2, 32), "qint4", 0, 32, torch.ones(2, 1), None
+    ),
+    "[fake_quantize_minmax] qtype: got qint8, expected qint4 or qint2": lambda: QUANTO.fake_quantize_affine(
+        torch.ones(2, 32), "qint8", 0, 32, None, None
+    ),
     "[quantize_symmetric] dtype: got float32, expected int8": lambda: QUANTO.quantize_symmetric(
         torch.ones(2, 2), torch.float32, None, torch.tensor(1.0)
     ),
