@@ -42,6 +42,8 @@ _HOMES = {
         "WeightQBytesTensor",
         "axis_to_dim",
         "dtype_info",
+        "fake_quantize_activation",
+        "fake_quantize_weight",
         "group",
         "grouped_shape",
         "qfallback",

@@ -42,5 +42,4 @@ class QConv2d(QModuleMixin, torch.nn.Conv2d):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.weight if self.qweight is None else self.qweight
-        return self._conv_forward(input, weight, self.bias)
+        return self._conv_forward(input, self.forward_weight, self.bias)

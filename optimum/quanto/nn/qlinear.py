@@ -37,7 +37,7 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        weight = self.qweight
+        weight = self.forward_weight
         if isinstance(weight, WeightQBitsTensor | WeightQBytesTensor):
             return weight.linear(input, self.bias)
-        return torch.nn.functional.linear(input, self.weight, self.bias)
+        return torch.nn.functional.linear(input, weight, self.bias)

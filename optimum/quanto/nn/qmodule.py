@@ -18,6 +18,8 @@ from ..tensor import (
     SymmetricOptimizer,
     WeightQBitsTensor,
     WeightQBytesTensor,
+    fake_quantize_activation,
+    fake_quantize_weight,
     qtype,
     quantize_activation,
     quantize_weight,
@@ -42,7 +44,7 @@ def register_qmodule(module_cls: type[torch.nn.Module]) -> Callable[[QModuleClas
 
     - `qcreate(cls, module, weights, activations, optimizer, device)`, a class method that returns an instance for
       `module` without copying its weights, or None if there is nothing to quantize in it,
-    - `forward`, which uses `self.qweight`.
+    - `forward`, which uses `self.forward_weight`.
     """
 
     def register(cls: QModuleClass) -> QModuleClass:
@@ -209,6 +211,26 @@ class QModuleMixin(ABC):
         )
 
     @property
+    def trains_weight(self) -> bool:
+        """Whether a forward now has to let gradients reach the float weight."""
+        quantized = self.weight_qtype is not None and not self.frozen
+        return quantized and torch.is_grad_enabled() and bool(self.weight.requires_grad)
+
+    @property
+    def forward_weight(self) -> Tensor:
+        """The weight that a forward uses: `qweight`, or the float weight if it stays float.
+
+        While the weight is trained, floats with the values of `qweight`: with gradients to compute as well, torch's
+        matrix products of floats cost less than decoding the codes again in each of them.
+        """
+        if self.trains_weight:
+            assert self.weight_qtype is not None
+            assert self.optimizer is not None
+            return fake_quantize_weight(self.weight, self.weight_qtype, self.optimizer, 0, self.weight_group_size)
+        qweight = self.qweight
+        return self.weight if qweight is None else qweight
+
+    @property
     def has_finite_weight(self) -> bool:
         """Whether the weight has no NaN or infinite element; a weight without values (meta device) passes."""
         weight = self.weight.detach()
@@ -254,13 +276,17 @@ class QModuleMixin(ABC):
         first = input[0]
         assert self.activation_qtype is not None
         if isinstance(first, ActivationQBytesTensor):
-            if first.qtype != self.activation_qtype:
+            # The dtype of the codes tells the qtype, and unlike the qtype it is a constant to torch.compile.
+            if first._data.dtype != self.activation_qtype.dtype:
                 raise ValueError(
                     f"[{type(self).__name__}] input: got {first.qtype.name} activations, expected "
                     f"{self.activation_qtype.name}; models with several activation qtypes are not supported"
                 )
             return input
-        return (quantize_activation(first, qtype=self.activation_qtype, scale=self.input_scale), *input[1:])
+        # The forward of a weight in training takes floats: no codes are made for it.
+        fused = self.trains_weight and first.dtype == self.input_scale.dtype
+        quantize = fake_quantize_activation if fused else quantize_activation
+        return (quantize(first, qtype=self.activation_qtype, scale=self.input_scale), *input[1:])
 
     def quantize_output(self, module: torch.nn.Module, input: Any, output: Tensor) -> Tensor:
         """Forward hook: quantize the output."""

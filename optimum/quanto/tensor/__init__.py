@@ -2,6 +2,7 @@
 
 from .activations import *  # noqa: F403
 from .core import *  # noqa: F403
+from .fake_quantize import *  # noqa: F403
 from .grouped import *  # noqa: F403
 from .optimizers import *  # noqa: F403
 from .packed import *  # noqa: F403
