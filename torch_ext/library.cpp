@@ -44,8 +44,20 @@ STABLE_TORCH_LIBRARY(quanto, m) {
 
 namespace quanto::torch_ext {
 
+namespace {
+
+std::string message(const char* op, const std::string& what, const std::string& got, const std::string& expected) {
+  return "[" + std::string(op) + "] " + what + ": got " + got + ", expected " + expected;
+}
+
+}  // namespace
+
 void fail(const char* op, const std::string& what, const std::string& got, const std::string& expected) {
-  throw std::runtime_error("[" + std::string(op) + "] " + what + ": got " + got + ", expected " + expected);
+  throw std::runtime_error(message(op, what, got, expected));
+}
+
+void fail_value(const char* op, const std::string& what, const std::string& got, const std::string& expected) {
+  throw std::invalid_argument(message(op, what, got, expected));
 }
 
 std::vector<std::int64_t> sizes_of(const Tensor& t) {
@@ -183,9 +195,10 @@ MatrixShape matrix_shape(const char* op, const std::vector<std::int64_t>& sizes,
   for (const std::int64_t size : sizes) numel *= size;
   if (!axis.has_value()) return {1, numel, Axis::tensor};
   if (*axis != 0 && *axis != -1 && *axis != dims - 1) {
-    fail(op, "axis", std::to_string(*axis), "0 (the first dimension), -1 (the last one) or None");
+    fail_value(op, "axis", std::to_string(*axis), "0 (the first dimension), -1 (the last one) or None");
   }
-  if (dims < 2) fail(op, "base", sizes_text(sizes), "at least 2 dimensions to quantize along one of them");
+  if (dims == 0) fail_value(op, "base", sizes_text(sizes), "at least 1 dimension to quantize along one of them");
+  if (dims == 1) return {1, numel, Axis::first};
   if (*axis == 0) return {sizes[0], sizes[0] == 0 ? 0 : numel / sizes[0], Axis::first};
   const std::int64_t last = sizes.back();
   return {last == 0 ? 0 : numel / last, last, Axis::last};
@@ -193,12 +206,15 @@ MatrixShape matrix_shape(const char* op, const std::vector<std::int64_t>& sizes,
 
 Grouping grouping(const char* op, const std::vector<std::int64_t>& sizes, std::int64_t axis,
                   std::optional<std::int64_t> group_size) {
+  if (axis != 0 && axis != -1) {
+    fail_value(op, "axis", std::to_string(axis), "0 (the first dimension) or -1 (the last one)");
+  }
   Grouping g{matrix_shape(op, sizes, axis)};
   if (!group_size.has_value()) return g;
   const bool first = g.matrix.axis == Axis::first;
-  const std::int64_t along = first ? g.matrix.cols : g.matrix.rows;
+  const std::int64_t along = sizes.size() == 1 ? 1 : first ? g.matrix.cols : g.matrix.rows;
   if (*group_size <= 0 || along % *group_size != 0) {
-    fail(op, "group_size", std::to_string(*group_size), "a divisor of " + std::to_string(along));
+    fail_value(op, "group_size", std::to_string(*group_size), "a divisor of " + std::to_string(along));
   }
   g.group_size = *group_size;
   g.groups = along / *group_size;

@@ -23,6 +23,7 @@ Index count_of(const MatrixShape& shape) { return scale_count(shape.axis, shape.
 std::vector<Index> scale_sizes(const std::vector<Index>& sizes, Axis axis) {
   if (axis == Axis::tensor) return {};
   std::vector<Index> out(sizes.size(), 1);
+  if (sizes.size() == 1) return out;
   (axis == Axis::first ? out.front() : out.back()) = axis == Axis::first ? sizes.front() : sizes.back();
   return out;
 }
@@ -40,11 +41,18 @@ std::pair<Tensor, Tensor> same_dtype(const char* op, const Tensor& base, const T
 
 void check_symmetric_scale(const char* op, const Tensor& base, OptionalIndex axis, const Tensor& scale) {
   if (!axis.has_value()) {
-    if (scale.dim() > 0) fail(op, "scale", shape_text(scale), "a scalar when quantizing per-tensor");
+    if (scale.dim() > 0) fail_value(op, "scale", shape_text(scale), "a scalar when quantizing per-tensor");
     return;
   }
+  if (base.dim() < 2) fail_value(op, "base", shape_text(base), "at least 2 dimensions to quantize along one of them");
+  if (base.size(*axis) == 1) {
+    fail_value(op, "axis", std::to_string(*axis) + " of " + shape_text(base), "a dimension of more than one element");
+  }
   if (scale.dim() != base.dim()) {
-    fail(op, "scale", shape_text(scale), "as many dimensions as the base of " + shape_text(base));
+    fail_value(op, "scale", shape_text(scale), "as many dimensions as the base of " + shape_text(base));
+  }
+  if (scale.size(*axis) != scale.numel()) {
+    fail_value(op, "scale", shape_text(scale), "one dimension of more than one element");
   }
 }
 

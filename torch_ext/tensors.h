@@ -23,6 +23,10 @@ using torch::stable::Tensor;
 /// Throws "[op] what: got ..., expected ...", which arrives in Python as a RuntimeError.
 [[noreturn]] void fail(const char* op, const std::string& what, const std::string& got, const std::string& expected);
 
+/// The same, but it arrives as a ValueError: for what optimum-quanto 0.2.7 raises as one.
+[[noreturn]] void fail_value(const char* op, const std::string& what, const std::string& got,
+                             const std::string& expected);
+
 std::string shape_text(const Tensor& t);
 std::string dtype_text(ScalarType dtype);
 
@@ -60,7 +64,8 @@ struct MatrixShape {
   Axis axis;
 };
 
-/// The matrix of an ungrouped tensor: its first dimension against the rest, or the rest against its last one.
+/// The matrix of an ungrouped tensor: its first dimension against the rest, or the rest against its last one. A vector
+/// has one scale along its only axis.
 /// `axis`: 0, -1 or the last dimension's index, or none for a single scale.
 MatrixShape matrix_shape(const char* op, const std::vector<std::int64_t>& sizes, std::optional<std::int64_t> axis);
 

@@ -5,6 +5,8 @@ Names are imported when they are first used: `optimum-cli` imports this package 
 
 import importlib
 import importlib.util
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 
@@ -14,7 +16,7 @@ __version__ = "1.0.0"
 _HOMES = {
     "calibrate": ["Calibration", "absmax_scale"],
     "report": ["Coverage", "coverage"],
-    "library": ["is_extension_available"],
+    "library": ["get_extension", "is_extension_available"],
     "nn": [
         "QConv2d",
         "QLayerNorm",
@@ -87,6 +89,17 @@ def __getattr__(name: str) -> Any:
     module = importlib.import_module(f"{__name__}.{home}")
     importlib.import_module(f"{__name__}.integrations").install()
     return getattr(module, name)
+
+
+class _Package(ModuleType):
+    """This package: importing its submodule `quantize` must not hide the function of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME_OF and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:

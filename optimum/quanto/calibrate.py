@@ -21,11 +21,16 @@ def absmax_scale(base: Tensor, qtype: qtype = qint8, axis: int | None = None) ->
     Args:
         base: float32, bfloat16 or float16.
         qtype: an 8-bit qtype.
-        axis: 0, -1 or None.
+        axis: a dimension, or None.
 
     Returns:
         A scalar, or a tensor with as many dimensions as `base`, in its dtype.
+
+    Raises:
+        ValueError: there is no such dimension.
     """
+    if axis is not None and 0 < axis < base.ndim - 1:
+        return torch.ops.quanto.absmax_scale(base.movedim(axis, 0), qtype.name, 0).movedim(0, axis)
     return torch.ops.quanto.absmax_scale(base, qtype.name, axis)
 
 

@@ -99,16 +99,6 @@ def test_checkpoints_both_ways(golden, name):
     assert torch.equal(loaded(x), model(x))
 
 
-# Where 0.2.7 has another class, or a wrong one.
-OTHER_CLASSES = {
-    # Codes can be moved without being decoded.
-    "squeeze.qint8": "ActivationQBytesTensor",
-    "unbind.qint8": "ActivationQBytesTensor",
-    "squeeze.qfloat8_e4m3fn": "ActivationQBytesTensor",
-    "unbind.qfloat8_e4m3fn": "ActivationQBytesTensor",
-    # As torch.cat of float8 there.
-    "stack.qfloat8_e4m3fn": "Tensor",
-}
 # 0.2.7 gives parts of a split the size of the whole.
 WRONG_SHAPES = {"split.qint8", "split.qfloat8_e4m3fn"}
 # Sums in another order.
@@ -126,7 +116,7 @@ def test_activations(golden, name, qtype_name):
     found = result.dequantize() if isinstance(result, QTensor) else result
     key = f"{name}.{qtype_name}"
     classes, expected = golden[1][f"activations.{qtype_name}"], _part(golden, f"activations.{qtype_name}")[name]
-    assert type(result).__name__ == OTHER_CLASSES.get(key, classes[name])
+    assert type(result).__name__ == classes[name]
     if key in WRONG_SHAPES:
         assert found.shape == (4, 6)
     elif name in PRODUCTS:

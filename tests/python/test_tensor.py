@@ -91,10 +91,24 @@ def test_equal_notices_every_part(weight):
 def test_functions_without_quantized_form_see_numbers(weight):
     plain = weight.dequantize()
     assert torch.equal(weight + 1, plain + 1)
-    assert torch.equal(weight.t(), plain.t())
+    assert torch.equal(weight.transpose(0, 1), plain.t())
     assert torch.equal(weight[3], plain[3])
     assert torch.equal(torch.relu(weight), torch.relu(plain))
     assert "scale" in repr(weight)
+
+
+def test_a_transposed_8_bit_weight_shares_its_codes(dtype):
+    base = torch.randn(12, 7).to(dtype)
+    w = quantize_weight(base, qint8, 0, AbsmaxOptimizer()(base, qint8, 0))
+    transposed = w.t()
+    assert isinstance(transposed, WeightQBytesTensor)
+    assert (transposed.axis, transposed.shape, transposed.stride()) == (-1, (7, 12), (1, 7))
+    assert transposed._data.data_ptr() == w._data.data_ptr()
+    assert torch.equal(transposed.dequantize(), w.dequantize().t())
+    x = torch.randn(3, 7).to(dtype).requires_grad_()
+    product = x @ transposed
+    assert torch.equal(product, torch.nn.functional.linear(x, w))
+    torch.testing.assert_close(torch.autograd.grad(product.sum(), x)[0], w.dequantize().sum(0).expand(3, 7))
 
 
 def test_linear_matches_the_oracle(weight):

@@ -47,8 +47,11 @@ def absmax_scale(base: Tensor, qtype: str, axis: int | None) -> Tensor:
 
 def minmax_scale(base: Tensor, qtype: str, axis: int, group_size: int | None) -> tuple[Tensor, Tensor]:
     grouped = _group(base, axis, group_size)
+    vector = base.ndim == 1  # which has a single scale
     low, high = (
-        torch.aminmax(grouped.flatten(1), dim=1)
+        torch.aminmax(grouped.reshape(1, -1), dim=1)
+        if vector
+        else torch.aminmax(grouped.flatten(1), dim=1)
         if axis == 0
         else torch.aminmax(grouped.reshape(-1, grouped.shape[-1]), dim=0)
     )

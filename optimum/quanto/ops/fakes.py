@@ -16,9 +16,11 @@ def packed_rows(rows: int, bits: int) -> int:
 
 
 def scale_shape(shape: Sequence[int], axis: int | None) -> tuple[int, ...]:
-    """The shape of the scales of a tensor quantized along `axis`: ones, but for that dimension."""
+    """The shape of the scales of a tensor quantized along `axis`: ones, but for that dimension. Vectors have one."""
     if axis is None:
         return ()
+    if len(shape) == 1:
+        return (1,)
     kept = axis % len(shape)
     return tuple(size if dim == kept else 1 for dim, size in enumerate(shape))
 

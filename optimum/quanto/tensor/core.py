@@ -13,7 +13,12 @@ def dtype_info(dtype: torch.dtype) -> "torch.finfo | torch.iinfo":
 
 
 def axis_to_dim(t: Tensor, axis: int) -> list[int]:
-    """The dimensions to reduce so that only `axis` is left."""
-    dims = list(range(t.ndim))
-    dims.pop(axis)
-    return dims
+    """The dimensions to reduce so that only `axis` is left.
+
+    Raises:
+        ValueError: `axis` is neither -1 nor the index of a dimension.
+    """
+    kept = t.ndim - 1 if axis == -1 else axis
+    if not 0 <= kept < t.ndim:
+        raise ValueError(f"[axis_to_dim] axis: got {axis}, expected -1 or one of the {t.ndim} dimensions")
+    return [dim for dim in range(t.ndim) if dim != kept]

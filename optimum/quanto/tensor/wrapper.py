@@ -14,7 +14,8 @@ from torch.utils import _pytree as pytree
 
 Self = TypeVar("Self", bound="WrapperTensor")
 
-_FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The dtypes of scales, and of the numbers that wrapper tensors stand for.
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class WrapperTensor(Tensor):
@@ -167,10 +168,11 @@ def _clone(func: Any, t: WrapperTensor, *, memory_format: Any = None) -> Wrapper
     return t.map_inner(lambda _, inner: inner.clone())
 
 
-def _to_copy(func: Any, t: WrapperTensor, *, dtype: torch.dtype | None = None, **kwargs: Any) -> WrapperTensor:
+def to_copy(func: Any, t: WrapperTensor, *, dtype: torch.dtype | None = None, **kwargs: Any) -> WrapperTensor:
+    """`t` on another device or with scales of another dtype."""
     kwargs.pop("memory_format", None)
-    if dtype is not None and dtype != t.dtype and (not t.dtype_names or dtype not in _FLOAT_DTYPES):
-        allowed = ", ".join(map(str, _FLOAT_DTYPES)) if t.dtype_names else str(t.dtype)
+    if dtype is not None and dtype != t.dtype and (not t.dtype_names or dtype not in FLOAT_DTYPES):
+        allowed = ", ".join(map(str, FLOAT_DTYPES)) if t.dtype_names else str(t.dtype)
         raise ValueError(f"[{type(t).__name__}.to] dtype: got {dtype}, expected {allowed}")
 
     def move(name: str, inner: Tensor) -> Tensor:
@@ -195,7 +197,7 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.detach: _each_inner,
     torch.ops.aten.alias: _each_inner,
     torch.ops.aten.clone: _clone,
-    torch.ops.aten._to_copy: _to_copy,
+    torch.ops.aten._to_copy: to_copy,
     torch.ops.aten.copy_: _copy_,
 }
 

@@ -55,6 +55,8 @@ def _symmetric() -> Iterator[Sample]:
             for axis in (None, 0, -1):
                 label = f"{name}-{qtype}-{axis}"
                 yield Sample("absmax_scale", (base, qtype, axis), label)
+                if axis is not None and base.shape[axis] == 1:
+                    continue  # an axis of size one has a scalar scale
                 scale = QUANTO.absmax_scale(base, qtype, axis)
                 yield Sample("quantize_symmetric", (base, dtype, axis, scale), label)
                 data = QUANTO.quantize_symmetric(base, dtype, axis, scale)
@@ -62,6 +64,17 @@ def _symmetric() -> Iterator[Sample]:
                 yield Sample("fake_quantize_symmetric", (base, qtype, axis, None), f"{label}-searched")
                 yield Sample("fake_quantize_symmetric", (base, qtype, axis, scale), label)
     yield from _empty()
+    yield from _vectors()
+
+
+def _vectors() -> Iterator[Sample]:
+    """A vector has a single scale along its only axis."""
+    for dtype in DTYPES:
+        base = torch.randn(19, generator=torch.Generator().manual_seed(7)).to(dtype)
+        for axis in (0, -1):
+            name = f"{str(dtype)[6:]}-vector-{axis}"
+            yield Sample("absmax_scale", (base, "qint8", axis), name)
+            yield from _affine_case(name, base, 4, axis, None)
 
 
 def _per_token() -> Iterator[Sample]:

@@ -11,6 +11,7 @@ from ..core import dtype_info
 from ..qbytes import QBytesTensor
 from ..qtensor import QTensor, qfallback
 from ..qtype import qint8
+from ..wrapper import FLOAT_DTYPES, to_copy
 from .dispatch import implements
 from .qbytes import ActivationQBytesTensor
 from .quantization import quantize_activation
@@ -44,7 +45,6 @@ def _share_scale(tensors: Sequence[Any]) -> bool:
     aten.permute,
     aten.select,
     aten.slice,
-    aten.squeeze,
     aten.unsqueeze,
     aten.transpose,
     aten.t,
@@ -55,9 +55,17 @@ def _move(op: Any, t: Any, *args: Any, **kwargs: Any) -> Any:
     return _with_data(t, op(t._data, *args, **kwargs))
 
 
-@implements(aten.split, aten.chunk, aten.unbind)
+@implements(aten.split, aten.chunk)
 def _split(op: Any, t: ActivationQBytesTensor, *args: Any, **kwargs: Any) -> list[ActivationQBytesTensor]:
     return [_with_data(t, data) for data in op(t._data, *args, **kwargs)]
+
+
+@implements(aten._to_copy)
+def _to_copy(op: Any, t: ActivationQBytesTensor, *, dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+    # Scales have the dtypes that the kernels have; integers have no scales.
+    if dtype is None or dtype in FLOAT_DTYPES:
+        return to_copy(op, t, dtype=dtype, **kwargs)
+    return qfallback(op, t, dtype=dtype, **kwargs)
 
 
 @implements(aten.clone)
@@ -65,10 +73,18 @@ def _clone(op: Any, t: ActivationQBytesTensor, *, memory_format: Any = torch.pre
     return _with_data(t, op(t._data, memory_format=memory_format), t._scale.clone())
 
 
-@implements(aten.cat, aten.stack)
+@implements(aten.cat)
+def _cat(op: Any, tensors: Sequence[Any], dim: int = 0) -> Any:
+    # float8 codes have no concatenation of their own.
+    if len(tensors) == 2 and any(isinstance(t, QTensor) and t.qtype.is_floating_point for t in tensors):
+        return qfallback(op, tensors, dim)
+    return _join(op, tensors, dim)
+
+
+@implements(aten.stack)
 def _join(op: Any, tensors: Sequence[Any], dim: int = 0) -> Any:
-    # float8 codes have no concatenation of their own, and codes of different scales do not mix.
-    if _share_scale(tensors) and not tensors[0].qtype.is_floating_point:
+    """Pairs stay quantized; codes of different scales do not mix."""
+    if len(tensors) == 2 and _share_scale(tensors):
         return _with_data(tensors[0], op([t._data for t in tensors], dim))
     return qfallback(op, tensors, dim)
 
@@ -92,21 +108,17 @@ def _integer_only(op: Any, t: ActivationQBytesTensor) -> Any:
 @implements(aten.mul)
 def _mul(op: Any, input: Any, other: Any) -> Any:
     if isinstance(input, ActivationQBytesTensor) and _is_scalar(other):
-        return _scaled(input, input._scale * other)
+        return _with_data(input, input._data, input._scale * other)
     if isinstance(other, ActivationQBytesTensor) and _is_scalar(input):
-        return _scaled(other, input * other._scale)
+        return _with_data(other, other._data, input * other._scale)
     return qfallback(op, input, other)
 
 
 @implements(aten.div)
 def _div(op: Any, input: Any, other: Any, **kwargs: Any) -> Any:
     if isinstance(input, ActivationQBytesTensor) and _is_scalar(other) and kwargs.get("rounding_mode") is None:
-        return _scaled(input, input._scale / other)
+        return _with_data(input, input._data, input._scale / other)
     return qfallback(op, input, other, **kwargs)
-
-
-def _scaled(t: ActivationQBytesTensor, scale: Tensor) -> ActivationQBytesTensor:
-    return _with_data(t, t._data, scale.to(t._scale.dtype))
 
 
 @implements(aten._softmax)
@@ -119,21 +131,39 @@ def _softmax(op: Any, input: ActivationQBytesTensor, dim: int, half_to_float: bo
 
 @implements(aten.where)
 def _where(op: Any, condition: Any, input: Any, other: Any) -> Any:
-    if isinstance(input, ActivationQBytesTensor) and not isinstance(condition, QTensor):
-        plain = other.dequantize() if isinstance(other, QTensor) else other
-        return quantize_activation(op(condition, input.dequantize(), plain), input.qtype, input._scale)
-    return qfallback(op, condition, input, other)
+    result = qfallback(op, condition, input, other)
+    fits = isinstance(input, ActivationQBytesTensor) and not isinstance(condition, QTensor)
+    if fits and (not isinstance(other, QTensor) or _share_scale([input, other])):
+        return quantize_activation(result, input.qtype, input._scale)
+    return result
+
+
+def _are_int8_codes(input: Any, other: Any) -> bool:
+    codes = isinstance(input, ActivationQBytesTensor) and isinstance(other, QBytesTensor)
+    return codes and other.axis is None and input.qtype == other.qtype == qint8
+
+
+def _product_scale(input: QBytesTensor, other: QBytesTensor) -> Tensor:
+    # Sums of int8 products are exact; they are scaled in float32.
+    return (input._scale * other._scale).to(torch.float32)
+
+
+@implements(aten.mm)
+def _mm(op: Any, input: Any, other: Any) -> Any:
+    if _are_int8_codes(input, other):
+        sums = torch.ops.quanto.qbytes_mm(input._data, other._data.t(), _product_scale(input, other))
+        return sums.to(input._scale.dtype)
+    if isinstance(other, QBytesTensor) and other.axis != 0 and hasattr(other, "linear_forward"):
+        return other.transposed().linear_forward(input, None)  # type: ignore[attr-defined]
+    return qfallback(op, input, other)
 
 
 @implements(aten.bmm)
 def _bmm(op: Any, input: Any, other: Any) -> Any:
-    codes = isinstance(input, ActivationQBytesTensor) and isinstance(other, QBytesTensor)
-    if not codes or other.axis is not None or input.qtype != qint8 or other.qtype != qint8:
+    if not _are_int8_codes(input, other) or len(input) == 0:
         return qfallback(op, input, other)
-    # Products of int8 codes are exact in float32 up to 2^24 / 2^14 = 1024 terms, in float64 always.
-    wide = torch.float32 if input.shape[-1] <= 1024 else torch.float64
-    sums = op(input._data.to(wide), other._data.to(wide)).to(torch.float32)
-    return (sums * (input._scale * other._scale).to(torch.float32)).to(input._scale.dtype)
+    scale, pairs = _product_scale(input, other), zip(input._data, other._data.mT, strict=True)
+    return torch.stack([torch.ops.quanto.qbytes_mm(a, b, scale) for a, b in pairs]).to(input._scale.dtype)
 
 
 @implements(aten.is_same_size)

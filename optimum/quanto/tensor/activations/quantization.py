@@ -13,7 +13,7 @@ def quantize_activation(t: Tensor, qtype: QType, scale: Tensor) -> ActivationQBy
     """Quantize activations.
 
     Args:
-        t: float activations of any shape.
+        t: activations of any shape; integers are taken as numbers in the dtype of the scale.
         qtype: an 8-bit qtype.
         scale: a scalar tensor.
 
@@ -22,4 +22,6 @@ def quantize_activation(t: Tensor, qtype: QType, scale: Tensor) -> ActivationQBy
     """
     if scale.numel() != 1:
         raise ValueError(f"[quantize_activation] scale: got shape {tuple(scale.shape)}, expected a scalar")
+    if not t.is_floating_point():
+        t = t.to(scale.dtype)
     return ActivationQBytesTensor.quantize(t, qtype, scale.reshape(()))

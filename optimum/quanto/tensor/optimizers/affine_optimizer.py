@@ -1,7 +1,5 @@
 """The base of searches for affine scales."""
 
-from abc import abstractmethod
-
 import torch
 from torch import Tensor
 
@@ -42,9 +40,9 @@ class AffineOptimizer(Optimizer):
             raise TypeError(f"[{type(self).__name__}.optimize] scale, shift: got {got}, expected {base.dtype}")
         return _with_zero_point(scale, shift, qtype) if zeropoint else (scale, shift)
 
-    @abstractmethod
     def optimize(self, base: Tensor, qtype: QType, axis: int) -> tuple[Tensor, Tensor]:
         """The scale and the shift of each row (axis 0) or column (axis -1) of `base`, in its dtype."""
+        raise NotImplementedError(f"[{type(self).__name__}] optimize: expected an implementation")
 
 
 def _with_zero_point(scale: Tensor, shift: Tensor, qtype: QType) -> tuple[Tensor, Tensor]:

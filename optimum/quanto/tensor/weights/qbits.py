@@ -152,8 +152,8 @@ class WeightQBitsTensor(QBitsTensor):
             raise ValueError(f"[WeightQBitsTensor.quantize] qtype: got {qtype.name}, expected qint4 or qint2")
         if axis not in (0, -1):
             raise ValueError(f"[WeightQBitsTensor.quantize] axis: got {axis}, expected 0 or -1")
-        if base.ndim < 2:
-            raise ValueError(f"[WeightQBitsTensor.quantize] base: got {base.ndim} dimensions, expected at least 2")
+        if base.ndim < 1:
+            raise ValueError("[WeightQBitsTensor.quantize] base: got 0 dimensions, expected at least 1")
         along = base.numel() // max(1, base.shape[axis])
         if group_size is not None and (group_size <= 0 or along % group_size != 0):
             raise ValueError(

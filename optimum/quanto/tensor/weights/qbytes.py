@@ -174,6 +174,25 @@ class WeightQBytesTensor(QBytesTensor):
         scale = self._scale
         return torch.ops.quanto.linear_codes_qbytes(input._data, input._scale, self._data, scale, bias, scale.dtype)
 
+    def transposed(self) -> "WeightQBytesTensor":
+        """The same codes with rows and columns exchanged; no data moves."""
+        axis = None if self._axis is None else -1 if self._axis == 0 else 0
+        scale = self._scale if self._axis is None else self._scale.t()
+        data = self._data.t()
+        return WeightQBytesTensor(self._qtype, axis, data.size(), data.stride(), data, scale, self.activation_qtype)
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        op = func.overloadpacket
+        if op is torch.ops.aten.t:
+            return args[0].transposed()
+        if op is torch.ops.aten.mm and type(args[0]) is Tensor and args[1]._axis != 0:
+            # `input @ weight.t()` is a linear layer, whose kernel decodes no weight to memory.
+            return args[1].transposed().linear_forward(args[0], None)
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
 
 def _check_scale(base: Tensor, axis: int | None, scale: Tensor) -> None:
     if axis is None:
