@@ -89,7 +89,9 @@ def test_per_token_codes_are_those_of_scales_along_the_rows(isa):
         qtype = next(name for name, codes in CODES.items() if codes == dtype)
         rows = x.reshape(-1, x.shape[-1])
         scale = QUANTO.absmax_scale(rows, qtype, 0)
-        expected = QUANTO.quantize_symmetric(rows, dtype, 0, scale)
+        # An axis of size one has a scalar scale.
+        axis, scales = (0, scale) if len(rows) > 1 else (None, scale.reshape(()))
+        expected = QUANTO.quantize_symmetric(rows, dtype, axis, scales)
         assert _equal(sample(), (expected.reshape(x.shape), scale.reshape(*x.shape[:-1], 1))), str(sample)
         checked += 1
     assert checked > 100
