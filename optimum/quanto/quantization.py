@@ -11,6 +11,7 @@ from .nn.experts import unfused_experts
 from .nn.qmodule import is_quantizable
 from .tensor import Optimizer, qtype
 from .tensor.qtype import as_qtype
+from .ties import save_ties_once
 
 
 __all__ = ["freeze", "quantization_map", "quantize", "requantize"]
@@ -95,6 +96,7 @@ def quantize(
         return _quantized(name, module, weights, activations, optimizer)
 
     _replace_each(model, quantized, unfused_experts(model, is_wanted) if weights is not None else {})
+    save_ties_once(model)
 
 
 def _replace_each(
@@ -250,6 +252,7 @@ def requantize(
     ties = _names_by_tensor(model)
     snapshot = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
     replacements = quantize_by_map(model, quantization_map)
+    save_ties_once(model)
     try:
         _load_exactly(model, state_dict, ties)
     except Exception:

@@ -342,10 +342,20 @@ class QModuleMixin(ABC):
             for key in self._expected_parts(prefix):  # the parts that are there are not unexpected
                 state_dict.pop(key, None)
             return
-        if not assign:
-            device = loaded.device if self.weight.device.type == "meta" else self.weight.device
-            loaded = loaded.to(device, copy=True)
+        if not assign and self.weight.device.type != "meta":
+            if self._has_form_of(loaded):
+                with torch.no_grad():
+                    self.weight.copy_(loaded)  # in place: other modules may share it
+                return
+            loaded = loaded.to(self.weight.device, copy=True)
+        elif not assign:
+            loaded = loaded.clone()
         self.weight = Parameter(loaded, requires_grad=False)
+
+    def _has_form_of(self, loaded: QTensor) -> bool:
+        """Whether the weight is frozen and differs from another one in its values only."""
+        current = self.weight
+        return type(current) is type(loaded) and current.metadata() == loaded.metadata()
 
     def set_weight_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str) -> None:
         """Make the tensors under `prefix` the frozen weight, as they are.
