@@ -24,7 +24,9 @@ struct Int8Panel {
   static constexpr std::int64_t kBlockRows = kRowVectors * kLanes;
   static constexpr std::int64_t kChannels = 8 * kTile;
   static constexpr std::int64_t kDepth = 512;
-  static constexpr std::int64_t kRows = 512;
+  /// Tiles read the sums of a channel every kRows floats, which should not be a power of two: their cache lines would
+  /// share sets.
+  static constexpr std::int64_t kRows = Step::kTiles ? 576 : 512;
   /// Whole vectors of codes are written, past the end of a group by up to 63.
   static constexpr std::int64_t kCodes = kDepth + 64;
   using Code = typename Step::Code;
@@ -40,7 +42,7 @@ struct Int8Panel {
     explicit Prepared(const MatmulArgs& a)
         : lanes(static_cast<std::uint32_t*>(a.workspace)),
           blocks(ceil_div(a.M, kBlockRows)),
-          steps(ceil_div(a.K, Step::kStep)),
+          steps(round_up(ceil_div(a.K, Step::kStep), Step::kStepsAtOnce)),
           groups(kAffine || Step::kCentre != 0 ? a.groups : 0) {
       sums = reinterpret_cast<float*>(lanes + blocks * steps * kBlockRows);
     }
@@ -187,8 +189,36 @@ struct Int8Panel {
     }
   }
 
+  /// Squares of 32 channels and 32 rows. All rows and channels have memory, though not all of them count.
+  static void multiply_with_tiles(std::int64_t rows, std::int64_t channels, const Segment& s) {
+    constexpr std::int64_t kSquare = 32;
+    static_assert(!Step::kTiles || (kChannels % kSquare == 0 && kBlockRows % kSquare == 0));
+    const std::int64_t steps = round_up(s.steps, Step::kStepsAtOnce);
+    for (std::int64_t c = 0; c < channels; c += kSquare) {
+      for (std::int64_t m = 0; m < rows; m += kSquare) {
+        const TileOperands operands{s.w + c * kCodes, kCodes, s.x + m, kBlockRows * 4, steps};
+        Segment part = s;
+        part.sums += c * kRows + m;
+        if constexpr (!kAffine) {
+          Step::template multiply_square<true>(operands, part.sums, kRows * 4);
+        } else {
+          alignas(64) std::int32_t sums[kSquare][kSquare];
+          Step::template multiply_square<false>(operands, sums, sizeof(sums[0]));
+          part.group_sums += m;
+          part.scale += c;
+          part.offset += c;
+          for (int i = 0; i < kSquare; ++i) {
+            for (int v = 0; v < kSquare / kLanes; ++v) {
+              finish_sum(part, i, v, load<IntLanes>(sums[i] + v * kLanes, kLanes));
+            }
+          }
+        }
+      }
+    }
+  }
+
   /// Fewer vectors of rows take more channels: with fewer sums the instructions would wait for each other.
-  static void multiply_segment(std::int64_t rows, std::int64_t channels, const Segment& s) {
+  static void multiply_vectors(std::int64_t rows, std::int64_t channels, const Segment& s) {
     switch (ceil_div(rows, kLanes)) {
       case 1:
         return multiply_tiles<kSums, 1>(channels, s);
@@ -198,6 +228,14 @@ struct Int8Panel {
         return multiply_tiles<kSums / smaller(3, kRowVectors), smaller(3, kRowVectors)>(channels, s);
       default:
         return multiply_tiles<kSums / kRowVectors, kRowVectors>(channels, s);
+    }
+  }
+
+  static void multiply_segment(std::int64_t rows, std::int64_t channels, const Segment& s) {
+    if constexpr (Step::kTiles) {
+      multiply_with_tiles(rows, channels, s);
+    } else {
+      multiply_vectors(rows, channels, s);
     }
   }
 
@@ -247,6 +285,7 @@ struct Int8Panel {
   static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
     const Scratch scratch(memory);
     const Prepared prepared(a);
+    [[maybe_unused]] const typename Step::Scope scope;
     for (std::int64_t unit = begin; unit < end; ++unit) {
       const Unit u(a, unit);
       start_sums(u, prepared, scratch.sums);
@@ -260,7 +299,7 @@ struct Int8Panel {
 
   /// Steps may not straddle groups.
   static bool supports(const MatmulArgs& a) {
-    return a.M >= kFewestRows && (a.groups == 1 || a.group_size % Step::kStep == 0);
+    return a.M >= kFewestRows && (a.groups == 1 || a.group_size % (Step::kStep * Step::kStepsAtOnce) == 0);
   }
 
   static constexpr MatmulKernel kKernel = {"panel", supports,      workspace_bytes, prepare,

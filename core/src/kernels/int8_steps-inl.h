@@ -49,8 +49,15 @@ inline IntLanes broadcast_int(std::int32_t v) {
 #endif
 }
 
+/// A step without state of its own, multiplied lane by lane.
+struct LaneSteps {
+  struct Scope {};
+  static constexpr bool kTiles = false;
+  static constexpr std::int64_t kStepsAtOnce = 1;
+};
+
 /// Two int16 numbers in a lane: what every instruction set multiplies.
-struct Int8Pairs {
+struct Int8Pairs : LaneSteps {
   static constexpr std::int64_t kStep = 2;
   using Code = std::int16_t;
   /// What is added to signed codes.
@@ -88,10 +95,20 @@ struct Int8Pairs {
   }
 };
 
+/// What tiles multiply: 32 channels of codes and 32 rows of activations, `apart` bytes from one channel or step to the
+/// next.
+struct TileOperands {
+  const void* codes;
+  std::int64_t codes_apart;
+  const void* x;
+  std::int64_t x_apart;
+  std::int64_t steps;
+};
+
 #if defined(__AVX512VNNI__)
 /// Four bytes in a lane. The instruction multiplies unsigned with signed ones: codes are the unsigned ones, signed
 /// codes with 128 added, whose products are the sum of the activations times 128.
-struct Int8Quads {
+struct Int8Quads : LaneSteps {
   static constexpr std::int64_t kStep = 4;
   using Code = std::uint8_t;
   static constexpr std::int32_t kCentre = 128;
