@@ -209,6 +209,22 @@ INSTANTIATE_TEST_SUITE_P(AllCells, Matmul,
                                   std::string(dtype_name(std::get<1>(param.param)));
                          });
 
+TEST(MatmulKernels, GroupsOfAnyMultipleOf32RunOnFastKernels) {
+  for_each_isa([](const IsaInfo&) {
+    for (const QType qtype : {QType::qint2, QType::qint4}) {
+      for (const DType dtype : kDTypes) {
+        for (const std::int64_t group_size : {32, 64, 96, 128, 160}) {
+          for (const std::int64_t M : {1, 8, 33}) {
+            MatmulCase c({qtype, dtype, dtype, M, 64, 3 * group_size, group_size});
+            const std::string name = matmul_kernel_name(c.x(), c.w());
+            EXPECT_NE(name.substr(name.rfind('/')), "/rows") << name << " g=" << group_size << " M=" << M;
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST(MatmulFloat8, DecodesEveryCode) {
   for_each_isa([](const IsaInfo&) {
     for (const QType qtype : {QType::qfloat8_e4m3fn, QType::qfloat8_e4m3fnuz, QType::qfloat8_e5m2}) {

@@ -1,5 +1,5 @@
-// AVX-512 with VBMI and BF16: bfloat16 activations meet codes in dot product instructions. All other cells are left to
-// the kernels of AVX-512.
+// AVX-512 with VBMI and BF16: bfloat16 activations meet codes in dot product instructions, and few rows of other
+// activations meet float8 codes that are looked up. All other cells are left to the kernels of AVX-512.
 #include "kernels/bf16_codes-inl.h"
 #include "kernels/bf16_panel-inl.h"
 #include "kernels/few_rows-inl.h"
@@ -31,6 +31,16 @@ constexpr void fill_cell(KernelTable& table) {
   table.matmul[static_cast<int>(kQType)][static_cast<int>(DType::bfloat16)] = {kKernels<kQType>, 2};
 }
 
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kLookedUpKernel = kFewRowsKernel<LookedUpFloatDots<kQType>, kDType, kFewestPanelRows - 1>;
+
+template <QType kQType>
+constexpr void fill_float8_cells(KernelTable& table) {
+  auto* cells = table.matmul[static_cast<int>(kQType)];
+  cells[static_cast<int>(DType::float32)] = {&kLookedUpKernel<kQType, DType::float32>, 1};
+  cells[static_cast<int>(DType::float16)] = {&kLookedUpKernel<kQType, DType::float16>, 1};
+}
+
 constexpr KernelTable bf16_table() {
   KernelTable table{};
   table.isa = Isa::avx512_bf16;
@@ -43,6 +53,9 @@ constexpr KernelTable bf16_table() {
   fill_int8_cell<QType::qint2>(table);
   fill_int8_cell<QType::qint4>(table);
   fill_int8_cell<QType::qint8>(table);
+  fill_float8_cells<QType::qfloat8_e4m3fn>(table);
+  fill_float8_cells<QType::qfloat8_e4m3fnuz>(table);
+  fill_float8_cells<QType::qfloat8_e5m2>(table);
   return table;
 }
 

@@ -16,6 +16,12 @@
 
 #define QUANTO_INLINE inline __attribute__((always_inline))
 #define QUANTO_UNROLL _Pragma("GCC unroll 16")
+/// Keeps the compiler from moving a vector out of its register or loading it again.
+#if defined(__x86_64__)
+#define QUANTO_IN_REGISTER(vector) asm("" : "+v"(vector))
+#else
+#define QUANTO_IN_REGISTER(vector) static_cast<void>(vector)
+#endif
 
 namespace quanto::kernels {
 namespace {
@@ -25,30 +31,38 @@ namespace {
 constexpr std::uint32_t kSmallestPlain = (127u - 80u) << 23;
 constexpr std::uint32_t kLargestPlain = (127u + 100u) << 23;
 
-/// What a chunk of activations is like.
-struct ChunkSummary {
-  float sum;
-  bool plain;  ///< all of magnitudes that powers of two may be factored out of
-};
+/// True if every lane is zero or of a magnitude that powers of two may be factored out of.
+inline bool all_plain(FloatLanes x) {
+  const BitLanes magnitude = bits_from_float(x) & kMagnitudeMask;
+  return !any((IntLanes)((BitLanes)(magnitude != 0) &
+                         (BitLanes)(magnitude - kSmallestPlain >= kLargestPlain - kSmallestPlain)));
+}
 
-/// Stores `count` activations of one chunk, zeros after them, as Dots wants them.
+/// Element i of four vectors after one another becomes lane i / 4 of vector i % 4.
+inline void deal(FloatLanes (&x)[4]) {
+  const Parted low = part(x[0], x[1]), high = part(x[2], x[3]);
+  const Parted even = part(low.even, high.even), odd = part(low.odd, high.odd);
+  x[0] = even.even;
+  x[1] = odd.even;
+  x[2] = even.odd;
+  x[3] = odd.odd;
+}
+
+/// Stores `count` activations of one chunk, zeros after them, as Dots::arrange() wants them. True if all are plain.
 template <class Dots, DType kDType>
-inline ChunkSummary prepare_floats(const void* x, std::int64_t index, std::int64_t count, FloatLanes* out) {
-  float values[Dots::kChunk] = {};
-  for (std::int64_t i = 0; i < count; ++i) values[i] = load_float(x, kDType, index + i);
-  float ordered[Dots::kChunk];
-  for (int i = 0; i < Dots::kChunk; ++i) ordered[Dots::position(i)] = values[i] * Dots::factor(i);
-  __builtin_memcpy(out, ordered, sizeof(ordered));
-  if constexpr (Dots::kTakesAllValues) return {0.0f, true};
-  FloatLanes sums{};
-  BitLanes odd{};
-  for (int i = 0; i < Dots::kChunk; i += kLanes) {
-    const FloatLanes v = load<FloatLanes>(values + i, kLanes);
-    sums += v;
-    const BitLanes magnitude = bits_from_float(v) & kMagnitudeMask;
-    odd |= (BitLanes)(magnitude != 0) & (BitLanes)(magnitude - kSmallestPlain >= kLargestPlain - kSmallestPlain);
+inline bool prepare_floats(const void* x, std::int64_t index, std::int64_t count, FloatLanes* out) {
+  FloatLanes values[Dots::kVectors];
+  bool plain = true;
+  for (int v = 0; v < Dots::kVectors; ++v) {
+    const std::int64_t left = count - v * kLanes;
+    values[v] = left >= kLanes ? load_floats(x, kDType, index + v * kLanes, kLanes)
+                : left > 0     ? load_floats(x, kDType, index + v * kLanes, static_cast<int>(left))
+                               : FloatLanes{};
+    if constexpr (!Dots::kTakesAllValues) plain &= all_plain(values[v]);
   }
-  return {sum_lanes(sums), !any((IntLanes)odd)};
+  Dots::arrange(values);
+  for (int v = 0; v < Dots::kVectors; ++v) out[v] = values[v];
+  return plain;
 }
 
 /// 8-bit codes in the order of the checkpoint.
@@ -74,11 +88,10 @@ struct FloatDots {
   static QUANTO_INLINE X decode(const Codes& codes, int, int v) { return decode_bytes<kType>(codes.of[v]); }
   static QUANTO_INLINE FloatLanes add_products(X w, X x, FloatLanes sum) { return multiply_add(w, x, sum); }
   static constexpr float field_factor(int) { return 1.0f; }
-  /// Where the activation i of a chunk goes, and the factor that it is stored with.
-  static constexpr int position(int i) { return i; }
-  static constexpr float factor(int) { return 1.0f; }
+  /// Brings the activations of a chunk into the order of the decoded vectors.
+  static void arrange(FloatLanes (&)[kVectors]) {}
   template <DType kDType>
-  static inline ChunkSummary prepare(const void* x, std::int64_t index, std::int64_t count, X* out) {
+  static inline bool prepare(const void* x, std::int64_t index, std::int64_t count, X* out) {
     return prepare_floats<FloatDots, kDType>(x, index, count, out);
   }
 };
@@ -111,18 +124,49 @@ struct PackedFloatDots {
   }
   static QUANTO_INLINE FloatLanes add_products(X w, X x, FloatLanes sum) { return multiply_add(w, x, sum); }
   static constexpr float field_factor(int field) { return 1.0f / static_cast<float>(1 << (kBits * field)); }
-  static constexpr int position(int i) { return i % 4 * kLanes + i / 4; }
-  static constexpr float factor(int i) { return i % 4 == 3 ? 1.0f : 1.0f / static_cast<float>(1 << (8 * (i % 4))); }
+  /// Lane l of vector v meets byte v of the four in a lane, whose power of two it undoes.
+  static inline void arrange(FloatLanes (&x)[kVectors]) {
+    deal(x);
+    x[1] *= 0x1p-8f;
+    x[2] *= 0x1p-16f;
+  }
   template <DType kDType>
-  static inline ChunkSummary prepare(const void* x, std::int64_t index, std::int64_t count, X* out) {
+  static inline bool prepare(const void* x, std::int64_t index, std::int64_t count, X* out) {
     return prepare_floats<PackedFloatDots, kDType>(x, index, count, out);
   }
 };
 
+#if defined(__AVX512F__)
+/// Codes of two bits, looked up: an index of four bits reaches two fields, so that only every second one is shifted.
+/// Two instructions for masking and conversion become one and a half.
+struct LookedUpInt2Dots : PackedFloatDots<2> {
+  using Codes = __m512i;
+
+  static QUANTO_INLINE Codes load_codes(const std::uint8_t* at) { return _mm512_loadu_si512(at); }
+  static QUANTO_INLINE X decode(Codes codes, int field, int v) {
+    const int first = 8 * v + 4 * (field / 2);
+    const __m512i index = first == 0 ? codes : _mm512_srli_epi32(codes, static_cast<unsigned>(first));
+    const auto values = (IntLanes)((BitLanes)lane_numbers() >> (field % 2 == 0 ? 0 : 2)) & 3;
+    return (X)_mm512_permutexvar_ps(index, (__m512)to_float(values));
+  }
+  static constexpr float field_factor(int) { return 1.0f; }
+  static inline void arrange(FloatLanes (&x)[kVectors]) { deal(x); }
+  template <DType kDType>
+  static inline bool prepare(const void* x, std::int64_t index, std::int64_t count, X* out) {
+    return prepare_floats<LookedUpInt2Dots, kDType>(x, index, count, out);
+  }
+};
+#endif
+
 template <>
 struct FloatDots<QType::qint4> : PackedFloatDots<4> {};
+#if defined(__AVX512F__)
+template <>
+struct FloatDots<QType::qint2> : LookedUpInt2Dots {};
+#else
 template <>
 struct FloatDots<QType::qint2> : PackedFloatDots<2> {};
+#endif
 
 }  // namespace
 }  // namespace quanto::kernels

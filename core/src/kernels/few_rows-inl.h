@@ -9,7 +9,7 @@
 // No term is larger than |scale * code * x| or |shift * x|, and a group of zeros gives zero.
 //
 // The order of the additions is the same for every row, whatever the other rows are, so a row has the same bytes in
-// every batch: products of a chunk go to the lanes of a vector, segments are what kSegment says.
+// every batch: products of a chunk go to the lanes of a vector, chunk after chunk.
 #pragma once
 
 #include <cstddef>
@@ -24,19 +24,15 @@
 namespace quanto::kernels {
 namespace {
 
-// Sums in registers. A multiply-add every cycle wants more of them than its latency suggests: with 8 the pipes of Zen 4
-// are at 75 %, with 16 at 93 %.
-constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
-constexpr std::int64_t kRowsAtOnce = kSums / 2;
+// Sums in registers, beside a decoded vector for each stripe or an activation for each row. A multiply-add every cycle
+// wants more sums than its latency suggests: with 8 the pipes of Zen 4 are at 75 %, with 16 at 93 %.
+constexpr int kSums = kVectorBytes == 64 ? 24 : 12;
+constexpr std::int64_t kRowsAtOnce = 12;
 constexpr std::int64_t kStripesPerUnit = 8;
-constexpr std::int64_t kCacheLine = 64;
+/// How far ahead of their use codes are fetched, in bytes of each stripe.
+constexpr std::int64_t kFetchAhead = 1024;
 
 /// Codes in a byte. Stripe i, the K bytes from i * K on, holds the codes of the channels i, i + N / fields, ...
-/// Codes that are multiplied before the next stripes are: their activations, 16 KiB, stay in the L1 cache.
-template <class Dots>
-constexpr std::int64_t kSegment = Dots::kChunk*((1 << 14) / (kRowsAtOnce * Dots::kVectors *
-                                                             static_cast<std::int64_t>(sizeof(typename Dots::X))));
-
 template <class Dots>
 QUANTO_INLINE std::int64_t stripe_count(const MatmulArgs& a) {
   return a.N / Dots::kFields;
@@ -88,6 +84,16 @@ std::size_t few_rows_workspace_bytes(const MatmulArgs& a) {
   return PreparedRows<Dots>(a).bytes();
 }
 
+/// The sum of the activations [begin, end) of a row.
+template <DType kDType>
+inline float sum_of(const MatmulArgs& a, std::int64_t m, std::int64_t begin, std::int64_t end) {
+  FloatLanes sum{};
+  for_chunks(end - begin, [&](std::int64_t i, auto chunk) {
+    sum += load_floats(a.x, kDType, m * a.x_stride + begin + i, chunk.count);
+  });
+  return sum_lanes(sum);
+}
+
 template <class Dots, DType kDType>
 void few_rows_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
   const PreparedRows<Dots> rows(a);
@@ -95,16 +101,17 @@ void few_rows_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end)
   for (std::int64_t m = begin; m < end; ++m) {
     const std::int64_t K = m < a.M ? a.K : 0;
     bool plain = true;
-    float* sums = rows.group_sums(m);
-    for (std::int64_t j = 0; j < rows.sums_each; ++j) sums[j] = 0.0f;
     for (std::int64_t c = 0; c < rows.chunks; ++c) {
       const std::int64_t k = c * Dots::kChunk;
-      const ChunkSummary summary = Dots::template prepare<kDType>(
-          a.x, m * a.x_stride + k, K < k ? 0 : smaller(Dots::kChunk, K - k), rows.x(m, c));
-      plain &= summary.plain;
-      if constexpr (rows.kAffine) sums[k / a.group_size] += summary.sum;
+      plain &= Dots::template prepare<kDType>(a.x, m * a.x_stride + k, K < k ? 0 : smaller(Dots::kChunk, K - k),
+                                              rows.x(m, c));
     }
     rows.plain[m] = plain;
+    float* sums = rows.group_sums(m);
+    for (std::int64_t j = 0; j < rows.sums_each; ++j) {
+      const bool exists = m < a.M && j < a.groups;
+      sums[j] = exists ? sum_of<kDType>(a, m, j * a.group_size, (j + 1) * a.group_size) : 0.0f;
+    }
   }
 }
 
@@ -121,14 +128,14 @@ bool few_rows_serves_values(const MatmulArgs& a) {
 template <class Dots>
 struct UnitScratch {
   FloatLanes* totals;
-  float* scales;  ///< of (stripe, field, group), with the field's factor
+  float* scales;  ///< of (stripe, field, group), with the field's factor; zeros after those of a channel
   std::int64_t rows, scale_row;
 
   UnitScratch(const MatmulArgs& a, void* memory)
       : totals(static_cast<FloatLanes*>(memory)),
         scales(reinterpret_cast<float*>(totals + kStripesPerUnit * Dots::kFields * padded_rows(a.M))),
         rows(padded_rows(a.M)),
-        scale_row(PreparedRows<Dots>::kAffine ? round_up(a.groups, kLanes) : 0) {}
+        scale_row(PreparedRows<Dots>::kAffine ? round_up(a.groups + 1, kLanes) : 0) {}
 
   std::size_t bytes() const {
     return static_cast<std::size_t>(kStripesPerUnit * Dots::kFields) *
@@ -154,7 +161,7 @@ struct FewRowsBlock {
   const std::uint8_t* next;   ///< the codes that are needed after these
   std::int64_t stripe;        ///< the first one, counted within the unit
   std::int64_t m;
-  std::int64_t k, depth;  ///< whole chunks, at most kSegment
+  std::int64_t k, depth;  ///< whole chunks, at most segment_depth()
 
   FewRowsBlock from_stripe(std::int64_t s) const {
     FewRowsBlock block = *this;
@@ -178,34 +185,70 @@ struct BlockSums {
     }
   }
 
-  QUANTO_INLINE void add_chunk(const std::uint8_t* codes, std::int64_t apart, const typename Dots::X* x) {
-    typename Dots::Codes loaded[kStripes];
-    QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) loaded[s] = Dots::load_codes(codes + s * apart);
-    QUANTO_UNROLL for (int v = 0; v < Dots::kVectors; ++v) {
-      typename Dots::X rows[kRows];
-      QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-        rows[m] = x[m * Dots::kVectors + v];
-        // Without this the compiler loads them again for every stripe and field.
-        if constexpr (kStripes * kFields > 1) asm("" : "+v"(rows[m]));
-      }
-      QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
-        QUANTO_UNROLL for (int f = 0; f < kFields; ++f) {
-          const typename Dots::X w = Dots::decode(loaded[s], kFirst + f, v);
-          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) of[s][f][m] = Dots::add_products(w, rows[m], of[s][f][m]);
+  /// totals += sums * scale(stripe, field)
+  template <class Scale, class Totals>
+  QUANTO_INLINE void add_scaled(Scale scale, Totals& totals) {
+    QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
+      QUANTO_UNROLL for (int f = 0; f < kFields; ++f) {
+        FloatLanes factor = scale(s, f);
+        QUANTO_IN_REGISTER(factor);
+        QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+          totals[s][f][m] = multiply_add(of[s][f][m], factor, totals[s][f][m]);
         }
       }
     }
   }
 
-  QUANTO_INLINE void add_chunks(const FewRowsBlock& block, std::int64_t offset, std::int64_t depth,
-                                const typename Dots::X* x) {
-    const std::uint8_t* codes = block.codes + offset;
-    const std::uint8_t* next = block.next + offset;
-    for (std::int64_t i = 0; i < depth; i += Dots::kChunk, x += kRows * Dots::kVectors) {
-      if constexpr (kFirst == 0) {
-        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(next + s * block.apart + i);
+  QUANTO_INLINE void add(int s, int f, int m, typename Dots::X w, typename Dots::X x) {
+    of[s][f][m] = Dots::add_products(w, x, of[s][f][m]);
+    QUANTO_IN_REGISTER(of[s][f][m]);
+  }
+
+  /// What there is less of, activations or decoded codes, waits in registers for the other.
+  QUANTO_INLINE void add_chunk(const std::uint8_t* codes, std::int64_t apart, const typename Dots::X* x) {
+    typename Dots::Codes loaded[kStripes];
+    QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) loaded[s] = Dots::load_codes(codes + s * apart);
+    QUANTO_UNROLL for (int v = 0; v < Dots::kVectors; ++v) {
+      if constexpr (kRows <= kStripes * kFields) {
+        typename Dots::X rows[kRows];
+        QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+          rows[m] = x[m * Dots::kVectors + v];
+          // Without this the compiler loads them again for every stripe and field.
+          if constexpr (kStripes * kFields > 1) QUANTO_IN_REGISTER(rows[m]);
+        }
+        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
+          QUANTO_UNROLL for (int f = 0; f < kFields; ++f) {
+            const typename Dots::X w = Dots::decode(loaded[s], kFirst + f, v);
+            QUANTO_UNROLL for (int m = 0; m < kRows; ++m) add(s, f, m, w, rows[m]);
+          }
+        }
+      } else {
+        typename Dots::X w[kStripes][kFields];
+        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
+          QUANTO_UNROLL for (int f = 0; f < kFields; ++f) w[s][f] = Dots::decode(loaded[s], kFirst + f, v);
+        }
+        QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+          typename Dots::X row = x[m * Dots::kVectors + v];
+          if constexpr (kStripes * kFields > 1) QUANTO_IN_REGISTER(row);
+          QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
+            QUANTO_UNROLL for (int f = 0; f < kFields; ++f) add(s, f, m, w[s][f], row);
+          }
+        }
       }
-      add_chunk(codes + i, block.apart, x);
+    }
+  }
+
+  /// The chunks of [begin, end), counted from the block's first code on; `x` is that of `begin`.
+  QUANTO_INLINE void add_chunks(const FewRowsBlock& block, std::int64_t begin, std::int64_t end,
+                                const typename Dots::X* x) {
+    const std::int64_t ahead = smaller(kFetchAhead, block.depth);
+    for (std::int64_t i = begin; i < end; i += Dots::kChunk, x += kRows * Dots::kVectors) {
+      if constexpr (kFirst == 0) {
+        const std::int64_t k = i + ahead;
+        const std::uint8_t* fetched = k < block.depth ? block.codes + k : block.next + (k - block.depth);
+        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * block.apart);
+      }
+      add_chunk(block.codes + i, block.apart, x);
     }
   }
 };
@@ -227,29 +270,40 @@ __attribute__((noinline)) void multiply_block(const MatmulArgs& a, const FewRows
     return;
   }
   const float* scales[kStripes][kFields];
-  const std::int64_t first_group = block.k / a.group_size;
+  const std::int64_t group_size = a.groups == 1 ? round_up(a.K, Dots::kChunk) : a.group_size;
+  const std::int64_t first_group = block.k / group_size;
   for (int st = 0; st < kStripes; ++st) {
     for (int f = 0; f < kFields; ++f) scales[st][f] = scratch.scales_of(block.stripe + st, kFirst + f) + first_group;
   }
-  std::int64_t left_in_group = (first_group + 1) * a.group_size - block.k;
-  const std::int64_t whole_depth = smaller(block.depth, a.K - block.k);  // the last chunk reaches past the last group
-  for (std::int64_t k = 0, j = 0; k < whole_depth; ++j) {
-    const std::int64_t depth = smaller(left_in_group, whole_depth - k);
+  std::int64_t left = (first_group + 1) * group_size - block.k;  // codes of the group that are still to come
+  for (std::int64_t k = 0, j = 0; k < block.depth;) {
+    const bool straddles = left < Dots::kChunk;
+    const std::int64_t run = straddles ? Dots::kChunk : smaller(left / Dots::kChunk * Dots::kChunk, block.depth - k);
     sums = Sums{};
-    sums.add_chunks(block, k, depth, x + k / Dots::kChunk * (kRows * Dots::kVectors));
-    sums.for_each([&](int s, int f, int m, FloatLanes& sum) {
-      totals[s][f][m] = multiply_add(sum, broadcast(scales[s][f][j]), totals[s][f][m]);
-    });
-    k += depth;
-    left_in_group = a.group_size;
+    sums.add_chunks(block, k, k + run, x + k / Dots::kChunk * (kRows * Dots::kVectors));
+    if (!straddles) {
+      sums.add_scaled([&](int s, int f) { return broadcast(scales[s][f][j]); }, totals);
+    } else {  // lanes hold neighbouring codes, so the next group has the upper half of each vector
+      sums.add_scaled([&](int s, int f) { return broadcast_halves(scales[s][f][j], scales[s][f][j + 1]); }, totals);
+      ++j;
+      left += group_size;
+    }
+    left -= run;
+    if (left == 0) {
+      ++j;
+      left = group_size;
+    }
+    k += run;
   }
 }
 
 /// How the sums in registers are shared out: the fields of a byte first, then stripes.
+/// A single row wants all the streams of codes that there are: 8 stripes at once reach 1.5 times the bandwidth of one.
+constexpr int power_of_two_up_to(int most) { return most >= 8 ? 8 : most >= 4 ? 4 : most >= 2 ? 2 : 1; }
 template <class Dots, int kRows>
-constexpr int kFieldsAtOnce = smaller(Dots::kFields, kSums / kRows);
+constexpr int kFieldsAtOnce = smaller(Dots::kFields, power_of_two_up_to(kSums / kRows));
 template <class Dots, int kRows>
-constexpr int kStripesAtOnce = smaller(4, kSums / kRows / kFieldsAtOnce<Dots, kRows>);
+constexpr int kStripesAtOnce = power_of_two_up_to(kSums / kRows / kFieldsAtOnce<Dots, kRows>);
 
 /// All fields of some stripes, as many together as registers hold sums for.
 template <class Dots, int kStripes, int kRows, int kFirst = 0>
@@ -297,6 +351,17 @@ inline void multiply_all_rows(const MatmulArgs& a, FewRowsBlock block, std::int6
   multiply_rest<Dots, kRowsAtOnce - 1>(a, block, last, rows - block.m, scratch);
 }
 
+/// Codes that are multiplied before the next stripes are, whole chunks. A single row is read straight through. The
+/// activations of several are read again for each set of stripes: from the L2 cache, if every vector of them meets
+/// codes of two stripes or fields, else from the L1 cache.
+template <class Dots>
+QUANTO_INLINE std::int64_t segment_depth(const MatmulArgs& a) {
+  const std::int64_t rows = smaller(kRowsAtOnce, padded_rows(a.M));
+  if (rows == 1) return a.K;
+  const std::int64_t bytes = 2 * rows <= kSums ? 128 << 10 : 24 << 10;
+  return Dots::kChunk * (bytes / (rows * Dots::kVectors * static_cast<std::int64_t>(sizeof(typename Dots::X))));
+}
+
 /// The stripes [begin, end) of a unit, whose codes are `codes`. What is left of K after whole chunks is copied to where
 /// zeros follow it.
 template <class Dots>
@@ -304,8 +369,9 @@ inline void multiply_stripe_range(const MatmulArgs& a, const std::uint8_t* codes
                                   const UnitScratch<Dots>& scratch) {
   const std::int64_t whole = a.K / Dots::kChunk * Dots::kChunk;
   codes += begin * a.K;
-  for (std::int64_t k = 0; k < whole; k += kSegment<Dots>) {
-    const std::int64_t depth = smaller(kSegment<Dots>, whole - k);
+  const std::int64_t segment = segment_depth<Dots>(a);
+  for (std::int64_t k = 0; k < whole; k += segment) {
+    const std::int64_t depth = smaller(segment, whole - k);
     const std::uint8_t* next = k + depth < whole ? codes + k + depth : codes + (end - begin) * a.K;
     multiply_all_rows<Dots>(a, {codes + k, a.K, next, begin, 0, k, depth}, end, scratch);
   }
@@ -329,6 +395,7 @@ inline void start_channel(const MatmulArgs& a, std::int64_t n, std::int64_t stri
   for (std::int64_t m = 0; m < rows.rows; ++m) totals[m] = FloatLanes{};
   if constexpr (is_affine_qtype(Dots::kQType)) {
     float* scales = scratch.scales_of(stripe, field);
+    store(scales + scratch.scale_row - kLanes, FloatLanes{}, kLanes);
     for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
       const ScaleOffsets so = scale_offsets(a, n * a.groups + j, chunk.count);
       store(scales + j, so.scale * Dots::field_factor(field), kLanes);
@@ -340,14 +407,27 @@ inline void start_channel(const MatmulArgs& a, std::int64_t n, std::int64_t stri
 }
 
 template <class Dots>
-inline void store_channel(const MatmulArgs& a, std::int64_t n, const FloatLanes* totals) {
-  float scale = 1.0f;
-  if constexpr (!is_affine_qtype(Dots::kQType)) {
-    scale = !Dots::kDecodesNan && has_nan_code<Dots::kQType>(a.w + n * a.K, a.K)
-                ? __builtin_nanf("")
-                : channel_scale(a, n) * Dots::field_factor(0);
+inline float scale_of_sums(const MatmulArgs& a, std::int64_t n) {
+  if constexpr (is_affine_qtype(Dots::kQType)) return 1.0f;
+  if (!Dots::kDecodesNan && has_nan_code<Dots::kQType>(a.w + n * a.K, a.K)) return __builtin_nanf("");
+  return channel_scale(a, n) * Dots::field_factor(0);
+}
+
+/// The outputs of `count` channels from n on, the sums of which lie in the stripes of one field.
+template <class Dots>
+inline void store_channels(const MatmulArgs& a, std::int64_t n, std::int64_t count, int field,
+                           const UnitScratch<Dots>& scratch) {
+  float scales[kStripesPerUnit], sums[kStripesPerUnit];
+  for (std::int64_t i = 0; i < count; ++i) scales[i] = scale_of_sums<Dots>(a, n + i);
+  for (std::int64_t m = 0; m < a.M; ++m) {
+    for (std::int64_t i = 0; i < count; ++i) sums[i] = sum_lanes(scratch.totals_of(i, field)[m]);
+    for_chunks(count, [&](std::int64_t i, auto chunk) {
+      FloatLanes y = load<FloatLanes>(sums + i, chunk.count) * load<FloatLanes>(scales + i, chunk.count);
+      if (a.row_scale != nullptr) y *= broadcast(row_scale(a, m));
+      if (a.bias != nullptr) y += load_floats(a.bias, a.y_dtype, n + i, chunk.count);
+      store_floats(a.y, a.y_dtype, m * a.N + n + i, y, chunk.count);
+    });
   }
-  for (std::int64_t m = 0; m < a.M; ++m) store_output(a, m, n, scale * sum_lanes(totals[m]));
 }
 
 template <class Dots, class Visit>
@@ -370,18 +450,18 @@ void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
     for (std::int64_t i = 0; i < count; i += together) {
       multiply_stripe_range<Dots>(a, a.w + first * a.K, i, smaller(i + together, count), scratch);
     }
-    for_channels<Dots>(a, first, count, [&](std::int64_t n, std::int64_t i, int f) {
-      store_channel<Dots>(a, n, scratch.totals_of(i, f));
-    });
+    for (int f = 0; f < Dots::kFields; ++f) {
+      store_channels<Dots>(a, f * stripe_count<Dots>(a) + first, count, f, scratch);
+    }
   }
 }
 
 /// Channels that share bytes lie regularly only if N is a multiple of their number, and groups have to end where chunks
-/// do.
+/// or their halves do.
 template <class Dots, std::int64_t kMostRows>
 bool few_rows_supports(const MatmulArgs& a) {
   return a.M <= kMostRows && a.N % Dots::kFields == 0 && (Dots::kTakesAllValues || !a.special_values) &&
-         (a.groups == 1 || a.group_size % Dots::kChunk == 0);
+         (a.groups == 1 || a.group_size % (Dots::kChunk / 2) == 0);
 }
 
 template <class Dots>

@@ -37,15 +37,33 @@ typedef std::uint32_t BitLanes __attribute__((vector_size(kVectorBytes)));
 typedef std::uint8_t ByteLanes __attribute__((vector_size(kLanes)));
 typedef std::uint16_t WordLanes __attribute__((vector_size(kLanes * 2)));
 
+#if defined(__AVX512F__)
+constexpr __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+#endif
+
 /// The first `count` elements at any address (tensors mapped from files are not aligned), zeros after them.
 template <class Vector>
 inline Vector load(const void* from, int count) {
+#if defined(__AVX512F__)
+  if (!__builtin_constant_p(count)) {
+    if constexpr (sizeof(Vector) == 4 * kLanes) return (Vector)_mm512_maskz_loadu_ps(first_lanes(count), from);
+    if constexpr (sizeof(Vector) == 2 * kLanes) return (Vector)_mm256_maskz_loadu_epi16(first_lanes(count), from);
+    if constexpr (sizeof(Vector) == kLanes) return (Vector)_mm_maskz_loadu_epi8(first_lanes(count), from);
+  }
+#endif
   Vector value{};
   __builtin_memcpy(&value, from, static_cast<std::size_t>(count) * (sizeof(Vector) / kLanes));
   return value;
 }
 template <class Vector>
 inline void store(void* to, Vector value, int count) {
+#if defined(__AVX512F__)
+  if (!__builtin_constant_p(count)) {
+    if constexpr (sizeof(Vector) == 4 * kLanes) return _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)value);
+    if constexpr (sizeof(Vector) == 2 * kLanes) return _mm256_mask_storeu_epi16(to, first_lanes(count), (__m256i)value);
+    if constexpr (sizeof(Vector) == kLanes) return _mm_mask_storeu_epi8(to, first_lanes(count), (__m128i)value);
+  }
+#endif
   __builtin_memcpy(to, &value, static_cast<std::size_t>(count) * (sizeof(Vector) / kLanes));
 }
 
@@ -193,6 +211,36 @@ inline FloatLanes broadcast(float v) {
   return (FloatLanes)_mm256_set1_ps(v);
 #else
   return FloatLanes{v, v, v, v};
+#endif
+}
+
+/// `low` in the lower half of the lanes, `high` in the upper one.
+inline FloatLanes broadcast_halves(float low, float high) {
+#if defined(__AVX512F__)
+  return (FloatLanes)_mm512_mask_blend_ps(0xff00, _mm512_set1_ps(low), _mm512_set1_ps(high));
+#elif defined(__AVX2__)
+  return (FloatLanes)_mm256_blend_ps(_mm256_set1_ps(low), _mm256_set1_ps(high), 0xf0);
+#else
+  return FloatLanes{low, low, high, high};
+#endif
+}
+
+/// The elements of even and of odd index of two vectors after one another.
+struct Parted {
+  FloatLanes even, odd;
+};
+inline Parted part(FloatLanes a, FloatLanes b) {
+#if defined(__AVX512F__)
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+  return {(FloatLanes)_mm512_permutex2var_ps((__m512)a, even, (__m512)b),
+          (FloatLanes)_mm512_permutex2var_ps((__m512)a, odd, (__m512)b)};
+#elif defined(__AVX2__)
+  const auto in_order = [](__m256 v) { return (FloatLanes)_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8); };
+  return {in_order(_mm256_shuffle_ps((__m256)a, (__m256)b, 0x88)),
+          in_order(_mm256_shuffle_ps((__m256)a, (__m256)b, 0xdd))};
+#else
+  return {FloatLanes{a[0], a[2], b[0], b[2]}, FloatLanes{a[1], a[3], b[1], b[3]}};
 #endif
 }
 
