@@ -3,12 +3,14 @@
 #include "kernels/bf16_codes-inl.h"
 #include "kernels/bf16_panel-inl.h"
 #include "kernels/few_rows-inl.h"
+#include "kernels/int8_dots-inl.h"
 #include "kernels/int8_panel-inl.h"
 
 namespace quanto::kernels {
 namespace {
 
 constexpr std::int64_t kFewestPanelRows = 33;
+constexpr std::int64_t kFewestInt8PanelRows = 33;
 
 template <QType kQType>
 constexpr MatmulKernel kKernels[] = {
@@ -18,12 +20,13 @@ constexpr MatmulKernel kKernels[] = {
 
 template <QType kQType>
 constexpr MatmulKernel kInt8Kernels[] = {
-    Int8Panel<Int8Quads, kQType, kRowVectors, kSumVectors / kRowVectors, 5>::kKernel,
+    Int8Panel<Int8Quads, kQType, kRowVectors, kSumVectors / kRowVectors, kFewestInt8PanelRows>::kKernel,
+    kFewRowsKernel<Int8QuadDots<kQType>, DType::float32, kFewestInt8PanelRows - 1>,
 };
 
 template <QType kQType>
 constexpr void fill_int8_cell(KernelTable& table) {
-  table.int8[static_cast<int>(kQType)] = {kInt8Kernels<kQType>, 1};
+  table.int8[static_cast<int>(kQType)] = {kInt8Kernels<kQType>, 2};
 }
 
 template <QType kQType>

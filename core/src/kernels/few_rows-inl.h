@@ -18,6 +18,7 @@
 #include "kernels/args-inl.h"
 #include "kernels/decode-inl.h"
 #include "kernels/dots-inl.h"
+#include "kernels/int8_steps-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lanes-inl.h"
 
@@ -31,6 +32,20 @@ constexpr std::int64_t kRowsAtOnce = 12;
 constexpr std::int64_t kStripesPerUnit = 8;
 /// How far ahead of their use codes are fetched, in bytes of each stripe.
 constexpr std::int64_t kFetchAhead = 1024;
+
+/// Sums of products are floats, or integers where Dots::kIntegers says so.
+template <class Dots>
+struct SumsOf {
+  static constexpr bool kIntegers = false;
+  using Sum = FloatLanes;
+};
+template <class Dots>
+requires Dots::kIntegers struct SumsOf<Dots> {
+  static constexpr bool kIntegers = true;
+  using Sum = IntLanes;
+};
+QUANTO_INLINE FloatLanes as_floats(FloatLanes sums) { return sums; }
+QUANTO_INLINE FloatLanes as_floats(IntLanes sums) { return to_float(sums); }
 
 /// Codes in a byte. Stripe i, the K bytes from i * K on, holds the codes of the channels i, i + N / fields, ...
 template <class Dots>
@@ -50,6 +65,7 @@ constexpr std::int64_t padded_rows(std::int64_t rows) {
 template <class Dots>
 struct PreparedRows {
   static constexpr bool kAffine = is_affine_qtype(Dots::kQType);
+  static constexpr bool kHasSums = kAffine || SumsOf<Dots>::kIntegers;
   typename Dots::X* activations;
   float* sums;
   bool* plain;
@@ -60,7 +76,7 @@ struct PreparedRows {
       : activations(static_cast<typename Dots::X*>(a.workspace)),
         rows(padded_rows(a.M)),
         chunks(ceil_div(a.K, Dots::kChunk)),
-        sums_each(kAffine ? round_up(a.groups, kLanes) : 0) {
+        sums_each(kHasSums ? round_up(a.groups, kLanes) : 0) {
     sums = reinterpret_cast<float*>(activations + rows * chunks * Dots::kVectors);
     plain = reinterpret_cast<bool*>(sums + rows * sums_each);
   }
@@ -85,8 +101,11 @@ std::size_t few_rows_workspace_bytes(const MatmulArgs& a) {
 }
 
 /// The sum of the activations [begin, end) of a row.
-template <DType kDType>
+template <class Dots, DType kDType>
 inline float sum_of(const MatmulArgs& a, std::int64_t m, std::int64_t begin, std::int64_t end) {
+  if constexpr (SumsOf<Dots>::kIntegers) {
+    return static_cast<float>(sum_of_codes(int8_row(a, m) + begin, end - begin));
+  }
   FloatLanes sum{};
   for_chunks(end - begin, [&](std::int64_t i, auto chunk) {
     sum += load_floats(a.x, kDType, m * a.x_stride + begin + i, chunk.count);
@@ -110,7 +129,7 @@ void few_rows_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end)
     float* sums = rows.group_sums(m);
     for (std::int64_t j = 0; j < rows.sums_each; ++j) {
       const bool exists = m < a.M && j < a.groups;
-      sums[j] = exists ? sum_of<kDType>(a, m, j * a.group_size, (j + 1) * a.group_size) : 0.0f;
+      sums[j] = exists ? sum_of<Dots, kDType>(a, m, j * a.group_size, (j + 1) * a.group_size) : 0.0f;
     }
   }
 }
@@ -174,7 +193,8 @@ struct FewRowsBlock {
 /// Sums of products in registers.
 template <class Dots, int kStripes, int kFirst, int kFields, int kRows>
 struct BlockSums {
-  FloatLanes of[kStripes][kFields][kRows];
+  using Sum = typename SumsOf<Dots>::Sum;
+  Sum of[kStripes][kFields][kRows];
 
   template <class Visit>
   QUANTO_INLINE void for_each(Visit visit) {
@@ -193,7 +213,7 @@ struct BlockSums {
         FloatLanes factor = scale(s, f);
         QUANTO_IN_REGISTER(factor);
         QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-          totals[s][f][m] = multiply_add(of[s][f][m], factor, totals[s][f][m]);
+          totals[s][f][m] = multiply_add(as_floats(of[s][f][m]), factor, totals[s][f][m]);
         }
       }
     }
@@ -264,9 +284,10 @@ __attribute__((noinline)) void multiply_block(const MatmulArgs& a, const FewRows
   }
   Sums sums;
   if constexpr (!is_affine_qtype(Dots::kQType)) {
-    sums.for_each([&](int s, int f, int m, FloatLanes& sum) { sum = totals[s][f][m]; });
+    using Sum = typename Sums::Sum;  // totals of integers are their bits
+    sums.for_each([&](int s, int f, int m, Sum& sum) { sum = (Sum)totals[s][f][m]; });
     sums.add_chunks(block, 0, block.depth, x);
-    sums.for_each([&](int s, int f, int m, FloatLanes& sum) { totals[s][f][m] = sum; });
+    sums.for_each([&](int s, int f, int m, Sum& sum) { totals[s][f][m] = (FloatLanes)sum; });
     return;
   }
   const float* scales[kStripes][kFields];
@@ -386,13 +407,32 @@ inline void multiply_stripe_range(const MatmulArgs& a, const std::uint8_t* codes
 
 // Units.
 
+/// Zero, or what takes the centre of the codes out of a channel's sums again.
+template <class Dots>
+inline FloatLanes start_of_sums(const float* x_sums) {
+  IntLanes start{};
+  if constexpr (SumsOf<Dots>::kIntegers && !is_affine_qtype(Dots::kQType)) {
+    start[0] = static_cast<std::int32_t>(static_cast<std::uint32_t>(-Dots::kCentre) *
+                                         static_cast<std::uint32_t>(static_cast<std::int32_t>(x_sums[0])));
+  }
+  return (FloatLanes)start;
+}
+
+template <class Dots>
+inline float total_of(FloatLanes totals) {
+  if constexpr (SumsOf<Dots>::kIntegers && !is_affine_qtype(Dots::kQType)) {
+    return static_cast<float>(sum_lanes((IntLanes)totals));
+  }
+  return sum_lanes(totals);
+}
+
 /// Reads the scales of a channel and starts its sums with what its shifts contribute.
 template <class Dots>
 inline void start_channel(const MatmulArgs& a, std::int64_t n, std::int64_t stripe, int field,
                           const UnitScratch<Dots>& scratch) {
   const PreparedRows<Dots> rows(a);
   FloatLanes* totals = scratch.totals_of(stripe, field);
-  for (std::int64_t m = 0; m < rows.rows; ++m) totals[m] = FloatLanes{};
+  for (std::int64_t m = 0; m < rows.rows; ++m) totals[m] = start_of_sums<Dots>(rows.group_sums(m));
   if constexpr (is_affine_qtype(Dots::kQType)) {
     float* scales = scratch.scales_of(stripe, field);
     store(scales + scratch.scale_row - kLanes, FloatLanes{}, kLanes);
@@ -420,7 +460,7 @@ inline void store_channels(const MatmulArgs& a, std::int64_t n, std::int64_t cou
   float scales[kStripesPerUnit], sums[kStripesPerUnit];
   for (std::int64_t i = 0; i < count; ++i) scales[i] = scale_of_sums<Dots>(a, n + i);
   for (std::int64_t m = 0; m < a.M; ++m) {
-    for (std::int64_t i = 0; i < count; ++i) sums[i] = sum_lanes(scratch.totals_of(i, field)[m]);
+    for (std::int64_t i = 0; i < count; ++i) sums[i] = total_of<Dots>(scratch.totals_of(i, field)[m]);
     for_chunks(count, [&](std::int64_t i, auto chunk) {
       FloatLanes y = load<FloatLanes>(sums + i, chunk.count) * load<FloatLanes>(scales + i, chunk.count);
       if (a.row_scale != nullptr) y *= broadcast(row_scale(a, m));

@@ -15,6 +15,7 @@
 #include "kernels/args-inl.h"
 #include "kernels/decode-inl.h"
 #include "kernels/few_rows-inl.h"
+#include "kernels/int8_dots-inl.h"
 #include "kernels/int8_panel-inl.h"
 #include "kernels/int8_rows-inl.h"
 #include "kernels/kernel_table.h"
@@ -160,19 +161,18 @@ constexpr void fill_cells(KernelTable& table) {
   cells[static_cast<int>(DType::float16)] = {kKernels<kQType, DType::float16>, 3};
 }
 
-constexpr std::int64_t kFewestInt8PanelRows = 5;
-
 /// Int8 activations, best first.
 template <QType kQType>
 constexpr MatmulKernel kInt8Kernels[] = {
-    Int8Panel<Int8Pairs, kQType, Simd::kRowVectors, Simd::kTile, kFewestInt8PanelRows>::kKernel,
+    Int8Panel<Int8Pairs, kQType, Simd::kRowVectors, Simd::kTile, Simd::kFewestPanelRows>::kKernel,
+    kFewRowsKernel<Int8PairDots<kQType>, DType::float32, Simd::kFewestPanelRows - 1>,
     kInt8RowsKernel<kQType>,
 };
 
 constexpr void fill_int8_cells(KernelTable& table) {
-  table.int8[static_cast<int>(QType::qint8)] = {kInt8Kernels<QType::qint8>, 2};
-  table.int8[static_cast<int>(QType::qint4)] = {kInt8Kernels<QType::qint4>, 2};
-  table.int8[static_cast<int>(QType::qint2)] = {kInt8Kernels<QType::qint2>, 2};
+  table.int8[static_cast<int>(QType::qint8)] = {kInt8Kernels<QType::qint8>, 3};
+  table.int8[static_cast<int>(QType::qint4)] = {kInt8Kernels<QType::qint4>, 3};
+  table.int8[static_cast<int>(QType::qint2)] = {kInt8Kernels<QType::qint2>, 3};
 }
 
 /// A table whose every cell holds the kernels of this file and of rows-inl.h.
