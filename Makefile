@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
-.PHONY: help setup build test lint demo bench sanitize clean
+.PHONY: help setup build test lint demo examples bench sanitize clean
 
 python := .venv/bin/python
 cmake := .venv/bin/cmake
@@ -36,6 +36,12 @@ lint: build ## formatting, static analysis and types
 
 demo: setup build/python.stamp ## quantize a real language model and compare its versions
 	@$(python) -m optimum.quanto.demo
+
+examples := qat_digits image_classification calibration sentence_embeddings speech_recognition causal_lm \
+  diffusion_transformer
+
+examples: setup build/python.stamp ## run all examples (see examples/)
+	@for example in $(examples); do echo "== $$example"; $(python) examples/$$example.py || exit 1; done
 
 bench: build ## build and run the C++ benchmarks
 	@$(cmake) --preset release > build/configure.log || (cat build/configure.log; false)

