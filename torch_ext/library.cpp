@@ -27,6 +27,9 @@ STABLE_TORCH_LIBRARY(quanto, m) {
   m.def(
       "fake_quantize_affine(Tensor base, str qtype, int axis, int? group_size, Tensor? scale, Tensor? shift) -> "
       "Tensor");
+  m.def("observe_magnitudes(Tensor base, Tensor counts, Tensor exponent) -> (Tensor, Tensor)");
+  m.def("percentile_scale(Tensor counts, Tensor exponent, str qtype, float percentile) -> Tensor");
+  m.def("mse_scale(Tensor counts, Tensor exponent, str qtype) -> Tensor");
   m.def("pack(Tensor self, int bits) -> Tensor");
   m.def("all_finite(Tensor base) -> Tensor");
   m.def("linear_qbytes(Tensor input, Tensor data, Tensor scale, Tensor? bias) -> Tensor");
@@ -92,6 +95,10 @@ std::string dtype_text(ScalarType dtype) {
       return "int8";
     case ScalarType::Byte:
       return "uint8";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Long:
+      return "int64";
     case ScalarType::Float8_e4m3fn:
       return "float8_e4m3fn";
     case ScalarType::Float8_e4m3fnuz:

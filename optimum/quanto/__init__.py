@@ -15,6 +15,7 @@ __version__ = "1.0.0"
 # Where each public name lives.
 _HOMES = {
     "calibrate": ["Calibration", "absmax_scale"],
+    "observers": ["AbsmaxObserver", "MseObserver", "Observer", "PercentileObserver"],
     "report": ["Coverage", "coverage"],
     "library": ["get_extension", "is_extension_available"],
     "nn": [
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from .models.diffusers_models import *  # noqa: F403
     from .models.transformers_models import *  # noqa: F403
     from .nn import *  # noqa: F403
+    from .observers import *  # noqa: F403
     from .quantization import *  # noqa: F403
     from .report import *  # noqa: F403
     from .tensor import *  # noqa: F403

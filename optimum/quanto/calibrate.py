@@ -9,6 +9,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from .nn import QModuleMixin
+from .observers import AbsmaxObserver, Observer, as_observer
 from .tensor import ActivationQBytesTensor, QTensor, qint8, qtype
 
 
@@ -34,24 +35,32 @@ def absmax_scale(base: Tensor, qtype: qtype = qint8, axis: int | None = None) ->
     return torch.ops.quanto.absmax_scale(base, qtype.name, axis)
 
 
-def _updated_scale(scale: Tensor, new_scale: Tensor, momentum: float) -> Tensor:
-    if torch.all(scale == 1):  # the value of a module that saw no sample
-        return new_scale
-    return momentum * scale + new_scale * (1.0 - momentum)
-
-
 class Calibration(TorchFunctionMode):
     """Context manager: while samples run through a model, set the input and output scales of its quantized modules.
 
     Args:
-        momentum: weight of the previous scale when a new sample comes.
+        momentum: weight of the previous scale when a new sample comes, for the observer "absmax".
         streamline: stop quantizing outputs that only functions without a quantized form consume.
         debug: print what was decided for each module.
+        observer: how samples make a scale: "absmax" (the largest magnitude of each, averaged), "percentile" (of all
+            magnitudes: clamps outliers) or "mse" (the least squared error); or an `Observer`, or its class.
+
+    Raises:
+        ValueError, TypeError: there is no such observer.
     """
 
-    def __init__(self, *args: Any, momentum: float = 0.9, streamline: bool = True, debug: bool = False, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        momentum: float = 0.9,
+        streamline: bool = True,
+        debug: bool = False,
+        observer: str | Observer | type[Observer] = AbsmaxObserver,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         self.momentum = momentum
+        self.observer = as_observer(observer, momentum)
         self.streamline = streamline
         self.debug = debug
         self.modules_qactivations: dict[torch.nn.Module, bool] = {}
@@ -95,8 +104,7 @@ class Calibration(TorchFunctionMode):
         if isinstance(first, ActivationQBytesTensor):
             module.input_scale = first._scale.detach().clone().reshape(())  # no tensor is saved under two names
         else:
-            scale = absmax_scale(first.detach(), module.activation_qtype)
-            module.input_scale = _updated_scale(module.input_scale, scale, self.momentum)
+            module.input_scale = self._observed(module, "input", first, module.input_scale)
         if self.streamline and module not in self.streamline_hooks:
             # Runs after the hook that quantizes the output.
             self.streamline_hooks[module] = module.register_forward_hook(self.tag_outputs)
@@ -104,8 +112,7 @@ class Calibration(TorchFunctionMode):
     def calibrate_output(self, module: torch.nn.Module, input: Any, output: Any) -> None:
         """Global forward hook: update the scale of the output, before the module quantizes it."""
         if isinstance(module, QModuleMixin) and module.activation_qtype is not None:
-            scale = absmax_scale(output.detach(), module.activation_qtype)
-            module.output_scale = _updated_scale(module.output_scale, scale, self.momentum)
+            module.output_scale = self._observed(module, "output", output, module.output_scale)
             return
         children = [(name, m) for name, m in module.named_children() if isinstance(m, QModuleMixin)]
         for name, child in children:
@@ -113,6 +120,10 @@ class Calibration(TorchFunctionMode):
                 child.disable_output_quantization()
             if self.debug:
                 self._print(name, child)
+
+    def _observed(self, module: QModuleMixin, kind: str, sample: Tensor, scale: Tensor) -> Tensor:
+        assert module.activation_qtype is not None
+        return module.observe(kind, self.observer, sample.detach(), scale)
 
     @staticmethod
     def _print(name: str, module: QModuleMixin) -> None:

@@ -11,7 +11,6 @@ from .nn.experts import unfused_experts
 from .nn.qmodule import is_quantizable
 from .tensor import Optimizer, qtype
 from .tensor.qtype import as_qtype
-from .ties import save_ties_once
 
 
 __all__ = ["freeze", "quantization_map", "quantize", "requantize"]
@@ -43,10 +42,13 @@ def _quantized(
     weights: qtype | None,
     activations: qtype | None,
     optimizer: Optimizer | None,
+    dynamic: qtype | None = None,
 ) -> torch.nn.Module | None:
     qmodule = quantize_module(module, weights=weights, activations=activations, optimizer=optimizer)
     if qmodule is None:
         return None
+    if dynamic is not None:
+        qmodule.quantize_dynamically(dynamic)
     assert isinstance(qmodule, torch.nn.Module)
     qmodule.name = name  # type: ignore[assignment]
     return qmodule
@@ -59,6 +61,7 @@ def quantize(
     optimizer: Optimizer | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
+    dynamic: bool = False,
 ) -> None:
     """Replace the modules of a model by quantized ones, in place.
 
@@ -68,16 +71,21 @@ def quantize(
     Args:
         model: its submodules are replaced.
         weights: qtype of the weights or its name (`qint8`, `qint4`, `qint2`, `qfloat8`, ...), or None.
-        activations: 8-bit qtype of the activations or its name, or None. Needs calibration (see `Calibration`).
+        activations: 8-bit qtype of the activations or its name, or None. Needs calibration (see `Calibration`), unless
+            they are dynamic.
         optimizer: scale search for the weights.
         include: patterns as of `fnmatch`; only submodules whose name matches one are quantized.
         exclude: patterns; submodules whose name matches one are not.
+        dynamic: quantize the inputs of linear layers in each forward, each token (row of the last dimension) with a
+            scale of its own: no calibration. Their outputs and the inputs of other modules stay float.
 
     Raises:
         ValueError: an unknown qtype, or a `model` that is itself a layer to quantize.
         TypeError: an argument of the wrong kind.
     """
     weights, activations = as_qtype(weights, "weights"), as_qtype(activations, "activations")
+    if dynamic and activations is None:
+        raise ValueError("[quantize] activations: got None, expected an 8-bit qtype for dynamic=True")
     included, excluded = _pattern_list(include, "include"), _pattern_list(exclude, "exclude")
     if is_quantizable(model):
         raise ValueError(
@@ -93,10 +101,11 @@ def quantize(
     def quantized(name: str, module: torch.nn.Module) -> torch.nn.Module | None:
         if not is_wanted(name) or (isinstance(module, QModuleMixin) and module.frozen):
             return None
+        if dynamic:
+            return _quantized(name, module, weights, None, optimizer, activations)
         return _quantized(name, module, weights, activations, optimizer)
 
     _replace_each(model, quantized, unfused_experts(model, is_wanted) if weights is not None else {})
-    save_ties_once(model)
 
 
 def _replace_each(
@@ -176,7 +185,8 @@ def _freeze_all(modules: Sequence[tuple[str, QModuleMixin]]) -> None:
 def quantization_map(model: torch.nn.Module) -> dict[str, dict[str, str]]:
     """The qtypes of all quantized modules by name: `{"layer": {"weights": "qint4", "activations": "none"}}`.
 
-    A module with activations whose outputs stay float, as calibration may decide, has `"outputs": "none"` too.
+    A module with activations whose outputs stay float, as calibration may decide, has `"outputs": "none"` too. One
+    that quantizes its inputs dynamically has their qtype under "dynamic", and no "activations".
     """
     return {name: _map_entry(m) for name, m in model.named_modules() if isinstance(m, QModuleMixin)}
 
@@ -188,6 +198,8 @@ def _map_entry(module: QModuleMixin) -> dict[str, str]:
     }
     if module.activation_qtype is not None and not module.quantizes_output:
         entry["outputs"] = "none"
+    if module.dynamic_qtype is not None:
+        entry["dynamic"] = module.dynamic_qtype.name
     return entry
 
 
@@ -252,7 +264,6 @@ def requantize(
     ties = _names_by_tensor(model)
     snapshot = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
     replacements = quantize_by_map(model, quantization_map)
-    save_ties_once(model)
     try:
         _load_exactly(model, state_dict, ties)
     except Exception:
@@ -298,7 +309,7 @@ def quantize_by_map(
 
 def _by_entry(name: str, module: torch.nn.Module, entry: Mapping[str, str]) -> torch.nn.Module:
     weights, activations = _map_value(name, entry, "weights"), _map_value(name, entry, "activations")
-    qmodule = _quantized(name, module, weights, activations, None)
+    qmodule = _quantized(name, module, weights, activations, None, _map_value(name, entry, "dynamic"))
     if qmodule is None:
         kind = type(module).__name__
         raise ValueError(f"[requantize] quantization_map: got module {name!r}, a {kind}, expected a quantizable one")

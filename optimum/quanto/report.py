@@ -82,7 +82,7 @@ def _kernel(module: torch.nn.Module, weight: torch.Tensor) -> str:
     if not isinstance(module, torch.nn.Linear) or not isinstance(weight, WeightQBitsTensor | WeightQBytesTensor):
         return "slow: decodes the weight on every forward"
     group_size = weight._group_size or 0 if isinstance(weight, WeightQBitsTensor) else 0
-    codes = module.activation_qtype if isinstance(module, QModuleMixin) else None
+    codes = (module.activation_qtype or module.dynamic_qtype) if isinstance(module, QModuleMixin) else None
     activations = weight.dtype if codes is None else codes.name
     return kernel_name(weight.qtype.name, activations, 1, weight.shape[0], weight.shape[1], group_size)
 

@@ -79,6 +79,19 @@ def test_tensors(golden, name):
         _assert_same(t, expected[part], part)
 
 
+def test_a_single_row_of_0_2_7_loads():
+    """It has a scale, zero, and a shift for each element."""
+    rows = torch.randn(1, 8)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 1, bias=False))
+    state = {"0.weight._data._data": torch.zeros(1, 8, dtype=torch.uint8), "0.weight._scale": torch.zeros(1, 8)}
+    state |= {"0.weight._shift": -rows, "0.input_scale": torch.ones(()), "0.output_scale": torch.ones(())}
+    requantize(model, dict(state), {"0": {"weights": "qint4", "activations": "none"}})
+    assert torch.equal(model[0].weight.dequantize(), rows)
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(model(x), x @ rows.t())
+    assert all(torch.equal(t, state[key]) for key, t in model.state_dict().items())
+
+
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_checkpoints_both_ways(golden, name):
     weights, dtype = CHECKPOINTS[name]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..tensor import Optimizer, WeightQBitsTensor, WeightQBytesTensor, qtype
+from ..tensor import Optimizer, WeightQBitsTensor, WeightQBytesTensor, linear_per_token, qtype
 from .qmodule import QModuleMixin, register_qmodule
 
 
@@ -13,6 +13,8 @@ __all__ = ["QLinear"]
 @register_qmodule(torch.nn.Linear)
 class QLinear(QModuleMixin, torch.nn.Linear):
     """`torch.nn.Linear` with a quantized weight. Frozen, its forward is one operator."""
+
+    supports_dynamic = True
 
     @classmethod
     def qcreate(
@@ -38,6 +40,8 @@ class QLinear(QModuleMixin, torch.nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.forward_weight
+        if self.dynamic_qtype is not None:
+            return linear_per_token(input, weight, self.bias, self.dynamic_qtype.dtype)
         if isinstance(weight, WeightQBitsTensor | WeightQBytesTensor):
             return weight.linear(input, self.bias)
         return torch.nn.functional.linear(input, weight, self.bias)

@@ -2,7 +2,7 @@
 
 from abc import ABC
 from collections.abc import Callable, MutableMapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from ..tensor import (
     quantize_weight,
 )
 from ..tensor.qtype import as_qtype
+from .observed import ObserverState, observer_name, restore_observer_states
 
 
 __all__ = ["QModuleMixin", "quantize_module", "register_qmodule"]
@@ -103,10 +104,14 @@ class QModuleMixin(ABC):
         weight_qtype, activation_qtype, optimizer: as given.
         weight_group_size: elements of the weight that share a scale, or None for one scale per output channel.
         input_scale, output_scale: scalar buffers, set by calibration.
+        dynamic_qtype: qtype that each forward quantizes its input to, a scale for each token; or None.
     """
 
     weight: Any
     bias: Any
+    # Set by `quantize_dynamically`, where a class supports it.
+    supports_dynamic: ClassVar[bool] = False
+    dynamic_qtype: qtype | None = None
     input_scale: Tensor
     output_scale: Tensor
 
@@ -265,6 +270,34 @@ class QModuleMixin(ABC):
         """Whether the outputs are quantized."""
         return "output" in self._quantize_hooks
 
+    def quantize_dynamically(self, activations: qtype) -> bool:
+        """Quantize the input of each forward, with a scale for each row of its last dimension; no calibration.
+
+        Returns:
+            Whether the class supports it; if not, nothing changes.
+
+        Raises:
+            ValueError: activations of fewer than 8 bits.
+        """
+        if activations.bits != 8:
+            raise ValueError(f"[quanto] activations: got {activations.name}, expected an 8-bit qtype")
+        if self.supports_dynamic and self.weight_qtype is not None:
+            self.dynamic_qtype = activations
+        return self.dynamic_qtype is not None
+
+    def observe(self, kind: str, observer: Any, sample: Tensor, scale: Tensor) -> Tensor:
+        """The scale that an `Observer` finds after one more sample of the input or the output (`kind`).
+
+        What it keeps of the samples becomes part of the module.
+        """
+        assert self.activation_qtype is not None
+        name = observer_name(kind)
+        state = getattr(self, name, None) or ObserverState()
+        scale = observer(sample, self.activation_qtype, scale, state)
+        if len(state) > 0:
+            setattr(self, name, state)
+        return scale
+
     def disable_output_quantization(self) -> None:
         """Return float outputs from now on."""
         hook = self._quantize_hooks.pop("output", None)
@@ -310,6 +343,7 @@ class QModuleMixin(ABC):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        restore_observer_states(self, state_dict, prefix)
         missing: list[str] = []
         quantized_keys = [key for key in state_dict if key.startswith(prefix + "weight.")]
         takes_quantized = self.weight_qtype is not None and prefix + "weight" not in state_dict
@@ -342,20 +376,10 @@ class QModuleMixin(ABC):
             for key in self._expected_parts(prefix):  # the parts that are there are not unexpected
                 state_dict.pop(key, None)
             return
-        if not assign and self.weight.device.type != "meta":
-            if self._has_form_of(loaded):
-                with torch.no_grad():
-                    self.weight.copy_(loaded)  # in place: other modules may share it
-                return
-            loaded = loaded.to(self.weight.device, copy=True)
-        elif not assign:
-            loaded = loaded.clone()
+        if not assign:
+            device = loaded.device if self.weight.device.type == "meta" else self.weight.device
+            loaded = loaded.to(device, copy=True)
         self.weight = Parameter(loaded, requires_grad=False)
-
-    def _has_form_of(self, loaded: QTensor) -> bool:
-        """Whether the weight is frozen and differs from another one in its values only."""
-        current = self.weight
-        return type(current) is type(loaded) and current.metadata() == loaded.metadata()
 
     def set_weight_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str) -> None:
         """Make the tensors under `prefix` the frozen weight, as they are.
@@ -395,10 +419,12 @@ class QModuleMixin(ABC):
             }
         grouped = grouped_shape(size, 0, self.weight_group_size)
         packed = (packed_rows(grouped[0], self.weight_qtype.bits), *grouped[1:])
+        # 0.2.7 gives a single row a scale for each column.
+        scales = [scale_shape(grouped, axis) for axis in ((0, -1) if grouped[0] == 1 else (0,))]
         return {
             prefix + "_data._data": (torch.uint8, [packed]),
-            prefix + "_scale": (None, [scale_shape(grouped, 0)]),
-            prefix + "_shift": (None, [scale_shape(grouped, 0)]),
+            prefix + "_scale": (None, scales),
+            prefix + "_shift": (None, scales),
         }
 
     def _misfits(self, state_dict: MutableMapping[str, Any], prefix: str) -> list[str]:

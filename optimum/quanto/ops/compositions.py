@@ -172,6 +172,69 @@ def fake_quantize_affine(
     return dequantize_affine(codes, scale, shift, bits, axis, group_size, base.shape, False)
 
 
+def _exponent_above(value: Tensor) -> Tensor:
+    """The smallest exponent whose power of two is above a magnitude; for zero that of the smallest positive number."""
+    return torch.frexp(torch.where(value == 0, 2.0**-149, value)).exponent.to(torch.int64)
+
+
+def observe_magnitudes(base: Tensor, counts: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
+    if base.numel() == 0:
+        return counts.clone(), exponent.clone()
+    magnitudes = base.abs().flatten().to(_widest(base))
+    largest = magnitudes.max()
+    if not largest.isfinite():
+        raise RuntimeError("[observe_magnitudes] base: got NaN or infinite elements, expected finite ones")
+    bins, needed = counts.numel(), _exponent_above(largest)
+    widened = torch.where(counts.any(), torch.maximum(exponent, needed), needed)
+    merged = torch.arange(bins, device=counts.device) >> (widened - exponent).clamp(0, 62)
+    result = torch.zeros_like(counts).index_add_(0, merged, counts)
+    index = torch.ldexp(magnitudes, bins.bit_length() - 1 - widened).to(torch.int64)
+    return result + torch.bincount(index, minlength=bins), widened.reshape(exponent.shape)
+
+
+def _widest(t: Tensor) -> torch.dtype:
+    return torch.float32 if t.device.type == "mps" else torch.float64
+
+
+def _used_bins(counts: Tensor) -> Tensor:
+    return torch.where(counts > 0, torch.arange(1, counts.numel() + 1, device=counts.device), 0).max()
+
+
+def _unless_only_zeros(scale: Tensor, counts: Tensor, exponent: Tensor) -> Tensor:
+    used = _used_bins(counts)
+    zeros = (used == 0) | ((used == 1) & (exponent.reshape(()) <= -148))
+    return torch.where(zeros, 0.0, scale.to(torch.float32).clamp(min=2.0**-149))
+
+
+def _bin_width(counts: Tensor, exponent: Tensor) -> Tensor:
+    one = torch.ones((), dtype=_widest(counts), device=counts.device)
+    return torch.ldexp(one, exponent.reshape(()) - (counts.numel().bit_length() - 1))
+
+
+def percentile_scale(counts: Tensor, exponent: Tensor, qtype: str, percentile: float) -> Tensor:
+    wide = _widest(counts)
+    sums = counts.cumsum(0).to(wide)
+    wanted = sums[-1] * percentile / 100.0
+    last = (_used_bins(counts) - 1).clamp(min=0)
+    bin = torch.minimum((sums < wanted).sum(), last)
+    count = counts[bin].to(wide)
+    part = ((wanted - (sums[bin] - count)) / count.clamp(min=1)).clamp(0, 1)
+    scale = (bin + part) * _bin_width(counts, exponent) / _QTYPES[qtype]["qmax"]
+    return _unless_only_zeros(scale, counts, exponent)
+
+
+def mse_scale(counts: Tensor, exponent: Tensor, qtype: str) -> Tensor:
+    row, candidates = _QTYPES[qtype], 128
+    wide, width, qmax = _widest(counts), _bin_width(counts, exponent), row["qmax"]
+    steps = torch.arange(1, candidates + 1, dtype=wide, device=counts.device)
+    scales = (_used_bins(counts) * width / qmax * steps / candidates).unsqueeze(1)
+    centers = (torch.arange(counts.numel(), dtype=wide, device=counts.device) + 0.5) * width
+    ratio = torch.nan_to_num(centers / scales).clamp(max=qmax)
+    codes = ratio.to(torch.float32).to(getattr(torch, row["storage"])).to(wide) if qmax != 127 else ratio.round()
+    errors = (counts * (centers - scales * codes).square()).sum(1)
+    return _unless_only_zeros(scales[errors.argmin(), 0], counts, exponent)
+
+
 def all_finite(base: Tensor) -> Tensor:
     return base.isfinite().all()
 
@@ -248,6 +311,9 @@ def register() -> None:
         quantize_affine_packed,
         absmax_scale,
         quantize_per_token,
+        observe_magnitudes,
+        percentile_scale,
+        mse_scale,
         minmax_scale,
         dequantize_symmetric,
         dequantize_affine,

@@ -58,6 +58,18 @@ def _quantize_per_token(input: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     return torch.empty(input.shape, dtype=dtype, device=input.device), input.new_empty((*input.shape[:-1], 1))
 
 
+def _observe_magnitudes(base: Tensor, counts: Tensor, exponent: Tensor) -> tuple[Tensor, Tensor]:
+    return counts.new_empty(counts.shape), exponent.new_empty(exponent.shape)
+
+
+def _percentile_scale(counts: Tensor, exponent: Tensor, qtype: str, percentile: float) -> Tensor:
+    return torch.empty((), dtype=torch.float32, device=counts.device)
+
+
+def _mse_scale(counts: Tensor, exponent: Tensor, qtype: str) -> Tensor:
+    return torch.empty((), dtype=torch.float32, device=counts.device)
+
+
 def _minmax_scale(base: Tensor, qtype: str, axis: int, group_size: int | None) -> tuple[Tensor, Tensor]:
     shape = scale_shape(grouped_shape(base.shape, axis, group_size), axis)
     return base.new_empty(shape), base.new_empty(shape)
@@ -152,6 +164,9 @@ def register() -> None:
         _quantize_affine_packed,
         _absmax_scale,
         _quantize_per_token,
+        _observe_magnitudes,
+        _percentile_scale,
+        _mse_scale,
         _minmax_scale,
         _dequantize_symmetric,
         _dequantize_affine,

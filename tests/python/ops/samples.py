@@ -226,9 +226,34 @@ def _qbytes_mm() -> Iterator[Sample]:
     yield Sample("qbytes_mm", (torch.randn(3, 40).to(torch.float8_e4m3fn), codes, scales), "float8")
 
 
+def _histograms() -> Iterator[Sample]:
+    """Histograms of magnitudes that start empty, widen, stay, and hold nothing but zeros."""
+    for name, base in _bases():
+        counts, exponent = torch.zeros(64, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+        for step, factor in (("first", 1.0), ("wider", 5.0), ("within", 0.1)):
+            sample = base * factor
+            yield Sample("observe_magnitudes", (sample, counts, exponent), f"{name}-{step}")
+            counts, exponent = QUANTO.observe_magnitudes(sample, counts, exponent)
+        yield from _histogram_scales(name, counts, exponent)
+    for dtype in DTYPES:
+        counts, exponent = torch.zeros(8, dtype=torch.int64), torch.zeros((), dtype=torch.int64)
+        for base in (torch.zeros(3, dtype=dtype), torch.empty(0, dtype=dtype)):
+            name = f"{str(dtype)[6:]}-{base.numel()}-zeros"
+            yield Sample("observe_magnitudes", (base, counts, exponent), name)
+            yield from _histogram_scales(name, *QUANTO.observe_magnitudes(base, counts, exponent))
+
+
+def _histogram_scales(name: str, counts: Tensor, exponent: Tensor) -> Iterator[Sample]:
+    for qtype in CODES:
+        yield Sample("mse_scale", (counts, exponent, qtype), f"{name}-{qtype}")
+        for percentile in (50.0, 99.9, 100.0):
+            yield Sample("percentile_scale", (counts, exponent, qtype, percentile), f"{name}-{qtype}-{percentile}")
+
+
 def all_samples() -> list[Sample]:
     torch.manual_seed(0)
-    return [*_symmetric(), *_per_token(), *_affine(), *_packing(), *_linear(), *_linear_codes(), *_qbytes_mm()]
+    exact = [*_symmetric(), *_per_token(), *_affine(), *_packing(), *_histograms()]
+    return [*exact, *_linear(), *_linear_codes(), *_qbytes_mm()]
 
 
 def few(samples: list[Sample], wanted: Callable[[Sample], bool] = lambda _: True, step: int = 23) -> list[Sample]:

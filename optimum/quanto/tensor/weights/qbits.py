@@ -180,6 +180,8 @@ class WeightQBitsTensor(QBitsTensor):
             missing_keys.extend(missing)
             return None
         packed, scale, shift = (state_dict.pop(key) for key in keys)
+        if size[0] == 1 and group_size is None and scale.numel() > 1:
+            axis = -1  # as 0.2.7 stores a single row: with a scale and a shift for each column
         data = _packed_codes(packed, qtype, axis, group_size, size)
         return cls(qtype, axis, group_size, size, stride, data, scale, shift)
 
@@ -206,15 +208,27 @@ class WeightQBitsTensor(QBitsTensor):
         codes = input if isinstance(input, ActivationQBytesTensor) else None
         if codes is None and input.dtype != scale.dtype:
             raise RuntimeError(f"[linear] input: got {input.dtype}, expected {scale.dtype}, the dtype of the weight")
-        if self._axis != 0 or len(self._size) != 2 or not isinstance(self._data, PackedTensor):
+        if not self.takes_codes:
             plain = input if codes is None else codes.dequantize()
             return torch.nn.functional.linear(plain, self.dequantize(), bias)
-        layout = (self._qtype.bits, self._group_size or 0, self._size[0])
-        if codes is None:
-            return linear_qbits(input, self._data._data, scale, self._shift, *layout, bias)
-        return torch.ops.quanto.linear_codes_qbits(
-            codes._data, codes._scale, self._data._data, scale, self._shift, *layout, bias, scale.dtype
-        )
+        if codes is not None:
+            return self.linear_of_codes(codes._data, codes._scale, bias)
+        return linear_qbits(input, *self._kernel_layout(), bias)
+
+    @property
+    def takes_codes(self) -> bool:
+        """Whether kernels read this layout."""
+        return self._axis == 0 and len(self._size) == 2 and isinstance(self._data, PackedTensor)
+
+    def linear_of_codes(self, codes: Tensor, codes_scale: Tensor, bias: Tensor | None) -> Tensor:
+        """`linear` of 8-bit codes `(..., K)` with a scale for all of them or for each row; without gradients."""
+        return torch.ops.quanto.linear_codes_qbits(codes, codes_scale, *self._kernel_layout(), bias, self._scale.dtype)
+
+    def _kernel_layout(self) -> tuple[Tensor, Tensor, Tensor, int, int, int]:
+        """What the operators take for a weight: packed bytes, scale, shift, bits, group size (or 0), rows."""
+        assert isinstance(self._data, PackedTensor)
+        group_size = self._group_size or 0
+        return self._data._data, self._scale, self._shift, self._qtype.bits, group_size, self._size[0]
 
 
 torch.serialization.add_safe_globals([WeightQBitsTensor])

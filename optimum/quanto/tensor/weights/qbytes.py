@@ -161,18 +161,24 @@ class WeightQBytesTensor(QBytesTensor):
         if input.device != scale.device:
             raise RuntimeError(f"[linear] input: got device {input.device}, expected {scale.device}")
         if isinstance(input, ActivationQBytesTensor):
-            return self._linear_of_codes(input, bias)
+            if self.takes_codes:
+                return self.linear_of_codes(input._data, input._scale, bias)
+            return torch.nn.functional.linear(input.dequantize(), self.dequantize(), bias)
         if input.dtype != scale.dtype:
             input = input.to(scale.dtype)
         if self._axis == -1 or self._data.ndim != 2:
             return torch.nn.functional.linear(input, self.dequantize(), bias)
         return linear_qbytes(input, self._data, scale, bias)
 
-    def _linear_of_codes(self, input: ActivationQBytesTensor, bias: Tensor | None) -> Tensor:
-        if self._axis == -1 or self.ndim != 2:
-            return torch.nn.functional.linear(input.dequantize(), self.dequantize(), bias)
+    @property
+    def takes_codes(self) -> bool:
+        """Whether a kernel multiplies quantized activations with this layout."""
+        return self._axis != -1 and self._data.ndim == 2
+
+    def linear_of_codes(self, codes: Tensor, codes_scale: Tensor, bias: Tensor | None) -> Tensor:
+        """`linear` of 8-bit codes `(..., K)` with a scale for all of them or for each row; without gradients."""
         scale = self._scale
-        return torch.ops.quanto.linear_codes_qbytes(input._data, input._scale, self._data, scale, bias, scale.dtype)
+        return torch.ops.quanto.linear_codes_qbytes(codes, codes_scale, self._data, scale, bias, scale.dtype)
 
     def transposed(self) -> "WeightQBytesTensor":
         """The same codes with rows and columns exchanged; no data moves."""
