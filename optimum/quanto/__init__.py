@@ -68,9 +68,13 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 # What cannot be imported without another library.
 _NEEDS = {"models.transformers_models": "transformers", "models.diffusers_models": "diffusers"}
 
-__all__ = sorted(
-    name for name, home in _HOME_OF.items() if home not in _NEEDS or importlib.util.find_spec(_NEEDS[home]) is not None
-)
+
+def is_installed(library: str) -> bool:
+    """Whether a library can be imported; it is not imported to find out."""
+    return library in sys.modules or importlib.util.find_spec(library) is not None
+
+
+__all__ = sorted(name for name, home in _HOME_OF.items() if home not in _NEEDS or is_installed(_NEEDS[home]))
 
 if TYPE_CHECKING:
     from .calibrate import *  # noqa: F403

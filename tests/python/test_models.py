@@ -13,7 +13,7 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from model_0_2_7 import IDS, llama
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, QuantoConfig
 
 import optimum.quanto.models
 from optimum.quanto import (
@@ -120,8 +120,22 @@ def test_a_folder_for_0_2_7_has_the_same_content(tmp_path):
     ours, theirs = load_file(tmp_path / "model.safetensors"), load_file(GOLDEN / "model.safetensors")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(t, theirs[name]) for name, t in ours.items())
-    for name in ("quanto_qmap.json", "config.json"):
-        assert json.loads((tmp_path / name).read_text()) == json.loads((GOLDEN / name).read_text())
+    theirs = {name: json.loads((GOLDEN / name).read_text()) for name in ("quanto_qmap.json", "config.json")}
+    described = {"quanto": {"quantization_map": theirs["quanto_qmap.json"]}}
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config.pop("quantization_config") == QuantoConfig(weights="int4").to_dict()
+    assert config == {**theirs["config.json"], **described}
+    assert json.loads((tmp_path / "quanto_qmap.json").read_text()) == theirs["quanto_qmap.json"]
+
+
+@pytest.mark.parametrize("weights", ["qint8", "qint2", "qfloat8_e5m2"])
+@pytest.mark.parametrize("exclude", [None, "*up_proj"])
+def test_the_classes_of_transformers_load_it_too(weights, exclude, tmp_path):
+    model = quantized(weights, exclude=exclude)
+    model.save_pretrained(tmp_path, max_shard_size="4KB")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert quantization_map(loaded) == quantization_map(model._wrapped)
+    assert torch.equal(logits(loaded), logits(model))
 
 
 def test_it_behaves_as_the_model_that_it_wraps(tmp_path):

@@ -1,7 +1,11 @@
 """Models of transformers whose checkpoints, modules or options ask for more than a plain language model does."""
 
+import copy
+import importlib
 import json
 import logging
+import os
+import pickle
 import subprocess
 import sys
 
@@ -377,3 +381,81 @@ def test_a_float_checkpoint_of_a_wrong_shape_is_an_error(tmp_path):
     save_file({**tensors, key: tensors[key][:-1].clone()}, path, {"format": "pt"})
     with pytest.raises(RuntimeError):
         from_folder(tmp_path, weights="int8")
+
+
+def test_an_interrupted_save_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    llama().save_pretrained(tmp_path / "float")
+    model = from_folder(tmp_path / "float", weights="int8")
+    model.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+    expected = logits(model)
+    (tmp_path / "saved" / "tokenizer.json").write_text("{}")
+    other = from_folder(tmp_path / "float", weights="int4")
+    written = []
+
+    def full(tensors, path, **kwargs):
+        written.append(path)
+        if len(written) > 3:
+            raise OSError("No space left on device")
+        save_file(tensors, path, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.modeling_utils.safe_save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            other.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+    assert torch.equal(logits(from_folder(tmp_path / "saved")), expected)
+    assert {path.name for path in tmp_path.iterdir()} == {"float", "saved"}
+    for one in (other, copy.deepcopy(other), pickle.loads(pickle.dumps(other))):
+        one.save_pretrained(tmp_path / "saved", max_shard_size="20KB")
+        assert torch.equal(logits(from_folder(tmp_path / "saved")), logits(other))
+    assert (tmp_path / "saved" / "tokenizer.json").exists()
+    assert (tmp_path / "saved" / "config.json").stat().st_mode & 0o777 == 0o666 & ~umask()
+
+
+def umask():
+    found = os.umask(0)
+    os.umask(found)
+    return found
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_model_class_loads_it_too(tied, tmp_path):
+    llama(tie_word_embeddings=tied).save_pretrained(tmp_path / "float")
+    model = from_folder(tmp_path / "float", weights="int4")
+    model.save_pretrained(tmp_path / "saved")
+    loaded = QuantizedModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert torch.equal(logits(loaded), logits(model))
+
+
+# Other versions of transformers
+
+
+def test_a_quantizer_of_another_form_is_logged_and_left_alone(monkeypatch, caplog):
+    from transformers.quantizers import quantizer_quanto
+
+    from optimum.quanto import integrations
+
+    class Other:
+        pass
+
+    module = importlib.import_module("optimum.quanto.integrations.transformers")
+    monkeypatch.setattr(module, "QuantoHfQuantizer", Other)
+    monkeypatch.setattr(integrations, "_tried", set())
+    with caplog.at_level(logging.WARNING, "optimum.quanto"):
+        integrations.install()
+    assert "QuantoHfQuantizer lacks validate_environment" in caplog.text
+    assert not [name for name in vars(Other) if not name.startswith("__")]
+    assert quantizer_quanto.QuantoHfQuantizer is not Other
+
+
+def test_an_import_never_fails_because_of_transformers():
+    code = """
+import sys, types
+broken = types.ModuleType("transformers.quantizers.quantizer_quanto")
+sys.modules["transformers"] = types.ModuleType("transformers")
+sys.modules["transformers"].__path__ = []
+sys.modules["transformers.quantizers.quantizer_quanto"] = broken
+from optimum.quanto import quantize
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "cannot be saved and reloaded" in result.stderr

@@ -5,6 +5,7 @@ import sys
 
 
 logger = logging.getLogger(__name__)
+_TESTED = "5."
 _tried: set[str] = set()
 
 
@@ -26,4 +27,10 @@ def install() -> None:
             error,
         )
     else:
-        logger.info("transformers %s: models loaded with a QuantoConfig can be saved and reloaded", version)
+        level = logging.INFO if version.startswith(_TESTED) else logging.WARNING
+        logger.log(
+            level,
+            "transformers %s (tested with %sx): models loaded with a QuantoConfig can be saved and reloaded",
+            version,
+            _TESTED,
+        )

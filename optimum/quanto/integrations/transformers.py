@@ -9,8 +9,11 @@ them quantize their outputs. Its tensors have the names that they have in the mo
 """
 
 import copy
+import functools
 import logging
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +22,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.quantizer_quanto import QuantoHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
+from ..models.checkpoint import CONFIG_KEY, replacing
 from ..nn import QLinear, QModuleMixin
 from ..nn.experts import UnfusedExperts, is_fused_experts
 from ..quantization import quantization_map, quantize, quantize_by_map
@@ -26,7 +30,6 @@ from ..quantization import quantization_map, quantize, quantize_by_map
 
 logger = logging.getLogger(__name__)
 
-_CONFIG_KEY = "quanto"
 _PARTS = ("_data._data", "_data", "_scale", "_shift")
 _EXTENDED: dict[str, Any] = {}
 
@@ -103,12 +106,12 @@ def _quantize_inputs(model: torch.nn.Module) -> None:
 
 def _saved_map(model: Any) -> dict[str, dict[str, str]] | None:
     """The quantization map in the config of a saved model; None if it has none."""
-    saved = getattr(model.config, _CONFIG_KEY, None)
+    saved = getattr(model.config, CONFIG_KEY, None)
     if saved is None:
         return None
     found = saved.get("quantization_map") if isinstance(saved, dict) else None
     if not isinstance(found, dict) or not all(isinstance(entry, dict) for entry in found.values()):
-        raise ValueError(f"[from_pretrained] config: {_CONFIG_KEY}: got {saved!s:.80}, expected a quantization_map")
+        raise ValueError(f"[from_pretrained] config: {CONFIG_KEY}: got {saved!s:.80}, expected a quantization_map")
     return found
 
 
@@ -255,6 +258,7 @@ def _after_loading(quantizer: Any, model: Any, **kwargs: Any) -> torch.nn.Module
     _report_float_experts(model)
     if quantization_map(model):
         model._weight_conversions = []
+    model.save_pretrained = functools.partial(_save, model)
     return model
 
 
@@ -292,7 +296,34 @@ def _before_saving(quantizer: Any, model: Any) -> tuple[None, dict[str, str]]:
     unfrozen = [name for name, _ in _unfrozen(model)]
     if unfrozen:
         raise ValueError(f"[save_pretrained] {', '.join(unfrozen)}: got float weights, expected frozen ones")
-    setattr(model.config, _CONFIG_KEY, {"quantization_map": quantization_map(model)})
+    setattr(model.config, CONFIG_KEY, {"quantization_map": quantization_map(model)})
     # transformers refuses to load a model whose activations are quantized before it imports this package.
     model.config.quantization_config = _without_activations(model.config.quantization_config)
     return None, {}
+
+
+def _save(
+    model: Any,
+    save_directory: str | os.PathLike[str],
+    is_main_process: bool = True,
+    *args: Any,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    commit_message: str | None = None,
+    **kwargs: Any,
+) -> None:
+    """What `save_pretrained` of the model does, into a folder that takes the place of `save_directory` at the end.
+
+    transformers writes the config first and then one file after the other: interrupted, the folder would hold parts of
+    two checkpoints and load.
+    """
+    save = functools.partial(type(model).save_pretrained, model)
+    if not is_main_process:
+        save(save_directory, False, *args, **kwargs)
+        return
+    folder = Path(save_directory)
+    with replacing(folder) as written:
+        save(written, True, *args, **kwargs)
+    if push_to_hub:
+        token = {"token": kwargs["token"]} if "token" in kwargs else {}
+        model.push_to_hub(repo_id or folder.name, commit_message=commit_message, **token)

@@ -2,13 +2,13 @@
 
 import inspect
 import os
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 
+from .. import is_installed
 from ..quantization import Patterns, freeze, quantization_map, quantize
 from ..tensor import Optimizer, qtype
 from .checkpoint import QUANTIZATION_MAP_NAME, read_quantization_map, replacing, write_quantization_map
@@ -19,12 +19,12 @@ Self = TypeVar("Self", bound="QuantizedModel")
 
 def is_transformers_available() -> bool:
     """Whether transformers can be imported."""
-    return find_spec("transformers") is not None
+    return is_installed("transformers")
 
 
 def is_diffusers_available() -> bool:
     """Whether diffusers can be imported."""
-    return find_spec("diffusers") is not None
+    return is_installed("diffusers")
 
 
 class QuantizedModel(ModelHubMixin):  # type: ignore[misc]
@@ -128,7 +128,7 @@ class QuantizedModel(ModelHubMixin):  # type: ignore[misc]
     @classmethod
     def _check_can_load(cls) -> None:
         """Raise ValueError for a class that does not know which models to load, or lacks a library for it."""
-        if find_spec("accelerate") is None:
+        if not is_installed("accelerate"):
             raise ValueError(f"Reloading a quantized {cls.library} model requires the accelerate library.")
 
     @classmethod

@@ -19,6 +19,8 @@ from torch import Tensor
 
 QUANTIZATION_MAP_NAME = "quanto_qmap.json"
 CONFIG_NAME = "config.json"
+# Where a config of transformers has the quantization map.
+CONFIG_KEY = "quanto"
 _MODEL_CARD_NAME = "README.md"
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -39,19 +41,25 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_quantization_map(folder: Path) -> dict[str, dict[str, str]]:
-    """The quantization map of a checkpoint.
+    """The quantization map of a checkpoint: a file, or in the config if a class of transformers saved it.
 
     Raises:
         ValueError: there is none, or it is not a map of maps of strings.
     """
     path = folder / QUANTIZATION_MAP_NAME
-    if not path.is_file():
+    found = read_json(path) if path.is_file() else _map_in_config(folder / CONFIG_NAME)
+    if not found:
         raise ValueError(f"[from_pretrained] No quantization map found in {folder}: is this a quantized model ?")
-    found = read_json(path)
     for name, entry in found.items():
         if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
             raise ValueError(f"[from_pretrained] {path}: got {entry!r} for {name!r}, expected qtype names")
     return found
+
+
+def _map_in_config(path: Path) -> dict[str, Any]:
+    described = read_json(path).get(CONFIG_KEY) if path.is_file() else None
+    found = described.get("quantization_map") if isinstance(described, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def read_tensors(folder: Path, weights_name: str, index_name: str) -> dict[str, Tensor]:

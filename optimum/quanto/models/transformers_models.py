@@ -1,13 +1,14 @@
 """Quantized models of the transformers library."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..quantization import requantize
+from ..quantization import quantization_map, requantize
 from .base import QuantizedModel, is_transformers_available
-from .checkpoint import read_tensors
+from .checkpoint import CONFIG_KEY, CONFIG_NAME, read_json, read_tensors
 
 
 __all__ = ["QuantizedModelForCausalLM", "QuantizedTransformersModel"]
@@ -15,7 +16,7 @@ __all__ = ["QuantizedModelForCausalLM", "QuantizedTransformersModel"]
 if not is_transformers_available():
     raise ImportError(f"{', '.join(__all__)} require the transformers library")
 
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, QuantoConfig
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..nn import QModuleMixin
@@ -63,6 +64,19 @@ class QuantizedTransformersModel(QuantizedModel):
         # In the names and shapes of the modules, not those of the checkpoint that the model may come from: quantized
         # tensors cannot be cut or joined.
         model.save_pretrained(save_directory, max_shard_size=max_shard_size, save_original_format=False)
+        _describe(save_directory / CONFIG_NAME, quantization_map(model))
+
+
+def _describe(path: Path, qmap: dict[str, dict[str, str]]) -> None:
+    """Write into a config that the model is quantized, for transformers' own classes to load it as such."""
+    names = [entry["weights"] for entry in qmap.values() if entry["weights"] != "none"]
+    # The map, which is what counts, may have several; transformers knows one and calls all of float8 alike.
+    weights = next(iter(names), "qint8").removeprefix("q").partition("_")[0]
+    described = {
+        CONFIG_KEY: {"quantization_map": qmap},
+        "quantization_config": QuantoConfig(weights=weights).to_dict(),
+    }
+    path.write_text(json.dumps({**read_json(path), **described}, indent=2) + "\n", encoding="utf-8")
 
 
 def _shares_embeddings(model: Any) -> bool:
