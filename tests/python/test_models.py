@@ -13,7 +13,17 @@ import torch
 from diffusers import PixArtTransformer2DModel
 from model_0_2_7 import IDS, llama
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, QuantoConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaForCausalLM,
+    QuantoConfig,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import optimum.quanto.models
 from optimum.quanto import (
@@ -78,6 +88,36 @@ def test_save_and_load(weights, exclude, tied, tmp_path):
         assert quantization_map(loaded._wrapped) == quantization_map(model._wrapped)
         assert not loaded.training
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def t5():
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 64}
+    return T5ForConditionalGeneration(T5Config(**sizes, decoder_start_token_id=0)).eval()
+
+
+def bert():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = BertForMaskedLM(BertConfig(**sizes, vocab_size=64)).eval()
+    torch.nn.init.normal_(model.cls.predictions.bias)  # tied to that of the decoder
+    return model
+
+
+@pytest.mark.parametrize("exclude", [None, ["lm_head", "*decoder"]])
+@pytest.mark.parametrize(("make", "auto"), [(t5, AutoModelForSeq2SeqLM), (bert, AutoModelForMaskedLM)])
+def test_other_kinds_of_ties(make, auto, exclude, tmp_path):
+    class Quantized(QuantizedTransformersModel):
+        auto_class = auto
+
+    def output(model):
+        with torch.no_grad():
+            more = {"decoder_input_ids": IDS} if make is t5 else {}
+            return model(input_ids=IDS, **more).logits
+
+    model = Quantized.quantize(make(), weights="qint4", exclude=exclude)
+    expected = output(model)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(output(Quantized.from_pretrained(tmp_path)), expected)
+    assert torch.equal(output(auto.from_pretrained(tmp_path)), expected)
 
 
 def test_tied_embeddings_stay_tied_unless_one_is_quantized(tmp_path):

@@ -46,24 +46,23 @@ class QuantizedTransformersModel(QuantizedModel):
         config = AutoConfig.from_pretrained(folder, **kwargs)
         with init_empty_weights():
             model = cls.auto_class.from_config(config, **trust)
-        tied = getattr(config.get_text_config(), "tie_word_embeddings", True)
-        if tied:
-            model.tie_weights()  # so that tensors which were saved once are not missing
+        model.tie_weights()  # as the config says, so that tensors which were saved once are not missing
         tensors = read_tensors(folder, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
         requantize(model, state_dict=tensors, quantization_map=qmap)
-        if tied:
+        if _may_share_embeddings(model):
             model.tie_weights()
         if model.can_generate() and (folder / GENERATION_CONFIG_NAME).is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         return model
 
     def _save_wrapped(self, save_directory: Path, max_shard_size: int | str) -> None:
-        model = self._wrapped
-        if getattr(model.config, "tie_word_embeddings", True) and not _shares_embeddings(model):
+        model, options = self._wrapped, {}
+        if getattr(model.config, "tie_word_embeddings", True) and not _may_share_embeddings(model):
             model.config.tie_word_embeddings = False
+            options["state_dict"] = _untied_state_dict(model)
         # In the names and shapes of the modules, not those of the checkpoint that the model may come from: quantized
         # tensors cannot be cut or joined.
-        model.save_pretrained(save_directory, max_shard_size=max_shard_size, save_original_format=False)
+        model.save_pretrained(save_directory, max_shard_size=max_shard_size, save_original_format=False, **options)
         _describe(save_directory / CONFIG_NAME, quantization_map(model))
 
 
@@ -79,12 +78,18 @@ def _describe(path: Path, qmap: dict[str, dict[str, str]]) -> None:
     path.write_text(json.dumps({**read_json(path), **described}, indent=2) + "\n", encoding="utf-8")
 
 
-def _shares_embeddings(model: Any) -> bool:
+def _may_share_embeddings(model: Any) -> bool:
     """Whether the embeddings of inputs and outputs are one tensor, unless neither of them is quantized."""
     embeddings = [model.get_input_embeddings(), model.get_output_embeddings()]
     if not any(isinstance(module, QModuleMixin) for module in embeddings):
         return True
     return embeddings[1] is not None and embeddings[0].weight is embeddings[1].weight
+
+
+def _untied_state_dict(model: Any) -> dict[str, torch.Tensor]:
+    """A state dict in which the bias of the output embeddings, if there is one, is a tensor of its own."""
+    head = next((name for name, m in model.named_modules() if m is model.get_output_embeddings()), None)
+    return {name: t.clone() if name == f"{head}.bias" else t for name, t in model.state_dict().items()}
 
 
 class QuantizedModelForCausalLM(QuantizedTransformersModel):
