@@ -16,6 +16,9 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
     CompileConfig,
     Dinov2Config,
     Dinov2Model,
@@ -33,6 +36,7 @@ from transformers.cache_utils import QuantizedCache
 
 from optimum.quanto import (
     Calibration,
+    QLayerNorm,
     QLinear,
     QuantizedModelForCausalLM,
     freeze,
@@ -159,6 +163,28 @@ with torch.no_grad():
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_activations_of_layer_norms(tmp_path):
+    """With and without weights of their own."""
+    torch.manual_seed(5)
+    model = BertModel(BertConfig(**ENCODER))
+    model.encoder.layer[0].output.LayerNorm = torch.nn.LayerNorm(32, elementwise_affine=False)
+    model.save_pretrained(tmp_path)
+
+    class Changed(BertModel):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.encoder.layer[0].output.LayerNorm = torch.nn.LayerNorm(32, elementwise_affine=False)
+
+    options = QuantoConfig(weights="int8", activations="int8")
+    loaded = Changed.from_pretrained(tmp_path, quantization_config=options)
+    norms = [m for m in loaded.modules() if isinstance(m, QLayerNorm)]
+    assert len(norms) == 3
+    assert all(norm.output_scale == 1 for norm in norms)
+    with torch.no_grad(), Calibration():
+        loaded(IDS)
+    assert all(norm.output_scale != 1 for norm in norms)
 
 
 # Checkpoints whose tensors are cut or joined
@@ -415,6 +441,50 @@ def umask():
     found = os.umask(0)
     os.umask(found)
     return found
+
+
+UP = "model.layers.0.mlp.up_proj"
+
+
+@pytest.mark.parametrize("part", ["bias", "input_scale", "weight._scale", "weight._shift", "weight._data._data"])
+def test_what_a_saved_checkpoint_lacks_is_named(part, tmp_path, caplog):
+    llama(mlp_bias=True).save_pretrained(tmp_path / "float")
+    from_folder(tmp_path / "float", weights="int4").save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[f"{UP}.{part}"]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        from_folder(tmp_path / "saved")
+    assert f"{UP}.{part.partition('.')[0]}" in str(error.value) + caplog.text
+
+
+def test_what_a_saved_checkpoint_has_besides_is_an_error(tmp_path):
+    llama().save_pretrained(tmp_path / "float")
+    from_folder(tmp_path / "float", weights="int4").save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "model.safetensors"
+    save_file({**load_file(path), f"{UP}.weight._zero": torch.ones(1)}, path, {"format": "pt"})
+    with pytest.raises(RuntimeError):
+        from_folder(tmp_path / "saved")
+
+
+def test_a_float_checkpoint_without_a_bias_is_an_error(tmp_path):
+    llama(mlp_bias=True).save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    del tensors[f"{UP}.bias"]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"got no {UP}\.bias"):
+        from_folder(tmp_path, weights="int4")
+
+
+def test_new_layers_are_quantized(tmp_path):
+    """A head that the checkpoint does not have: transformers reports and initializes it."""
+    llama().model.save_pretrained(tmp_path)
+    options = QuantoConfig(weights="int8", modules_to_not_convert=[])
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, num_labels=3, quantization_config=options)
+    assert model.score.frozen
+    assert model.score.weight.dequantize().abs().max() < 1
 
 
 @pytest.mark.parametrize("tied", [True, False])

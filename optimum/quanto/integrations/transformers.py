@@ -30,7 +30,8 @@ from ..quantization import quantization_map, quantize, quantize_by_map
 
 logger = logging.getLogger(__name__)
 
-_PARTS = ("_data._data", "_data", "_scale", "_shift")
+# The last one is what no quantized weight has.
+_PARTS = (r"_data\._data", "_data", "_scale", "_shift", r"_\w+")
 _EXTENDED: dict[str, Any] = {}
 
 
@@ -188,16 +189,38 @@ def _set_weight(name: str, module: QModuleMixin, weight: torch.Tensor) -> None:
             f"[from_pretrained] {name}: got shape {tuple(weight.shape)}, expected {tuple(module.weight.shape)}"
         )
     module.weight = Parameter(weight, requires_grad=False)
-    for scale in ("input_scale", "output_scale"):
-        setattr(module, scale, torch.ones((), dtype=weight.dtype, device=weight.device))
+    _reset_scales(module, weight.dtype, weight.device)
     module.freeze()
-    _mark_as_loaded(module)
+    _mark_as_loaded(module, module.weight)
 
 
-def _mark_as_loaded(module: Any) -> None:
-    # Without the marks transformers would initialize the weight.
-    vars(module)["_is_hf_initialized"] = True
-    module.weight._is_hf_initialized = True
+def _reset_scales(module: QModuleMixin, dtype: torch.dtype, device: torch.device) -> None:
+    for scale in ("input_scale", "output_scale"):
+        setattr(module, scale, torch.ones((), dtype=dtype, device=device))
+        _mark_as_loaded(getattr(module, scale))
+
+
+def _mark_as_loaded(*loaded: Any) -> None:
+    """Leave the marks of transformers, which initializes modules and tensors that have none."""
+    for one in loaded:
+        vars(one)["_is_hf_initialized"] = True
+
+
+def _missing(model: torch.nn.Module) -> list[str]:
+    """The tensors of quantized modules that nothing was loaded for; transformers leaves their memory as it is."""
+    found = []
+    for name, module in _loaded_modules(model):
+        for tensor_name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            is_loaded = getattr(tensor, "_is_hf_initialized", False) or tensor.device.type == "meta"
+            if not is_loaded and tensor_name not in module._non_persistent_buffers_set:
+                found.append(f"{name}.{tensor_name}")
+    return found
+
+
+def _loaded_modules(model: torch.nn.Module) -> list[tuple[str, Any]]:
+    """The quantized modules that got their weight, or have none to quantize."""
+    unfrozen = {name for name, _ in _unfrozen(model)}
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, QModuleMixin) and name not in unfrozen]
 
 
 def _set_experts(model: Any, module_name: str, attribute: str, tensor: torch.Tensor, config: Any) -> None:
@@ -212,7 +235,7 @@ def _set_experts(model: Any, module_name: str, attribute: str, tensor: torch.Ten
         layer, part = getattr(getattr(module, str(index)), projection), module.slice_of(tensor, index, is_bias)
         if is_bias:
             layer.bias = Parameter(part.clone())
-            layer.bias._is_hf_initialized = True
+            _mark_as_loaded(layer.bias)
         else:
             _set_weight(f"{module_name}.{index}.{projection}.weight", layer, part.contiguous())
 
@@ -233,11 +256,14 @@ class BuildWeight(ConversionOps):  # type: ignore[misc]
         if not isinstance(module, QModuleMixin):
             raise ValueError(f"[from_pretrained] {full_layer_name}: got a quantized weight, expected a float one")
         dtype = module.weight.dtype
-        parts = {pattern.replace("\\", "").removeprefix("."): tensors[0] for pattern, tensors in input_dict.items()}
+        parts = {pattern.replace("\\.", ".").removeprefix("."): tensors[0] for pattern, tensors in input_dict.items()}
+        unknown = f"weight.{_PARTS[-1]}"
+        if unknown in parts:
+            raise ValueError(f"[from_pretrained] {full_layer_name}: got parts other than _data, _scale and _shift")
         module.set_weight_from_state_dict(parts, "weight.")
         if module.weight.dtype != dtype:  # the model is loaded in another one than it was saved in
             module.weight = Parameter(module.weight.to(dtype), requires_grad=False)
-        _mark_as_loaded(module)
+        _mark_as_loaded(module, module.weight)
         if missing_keys is not None:
             missing_keys.discard(full_layer_name)
         return {}
@@ -250,7 +276,14 @@ def _after_loading(quantizer: Any, model: Any, **kwargs: Any) -> torch.nn.Module
     """
     _restore_tied_layers(model)
     if not quantizer.pre_quantized:
-        for name, module in _unfrozen(model):  # loaded together with one that stays float
+        for module in model.modules():
+            if isinstance(module, QModuleMixin) and module.weight is None:  # so that no weight brought the scales
+                _reset_scales(module, module.output_scale.dtype, module.output_scale.device)
+    missing = _missing(model)
+    if missing:
+        raise ValueError(f"[from_pretrained] checkpoint: got no {', '.join(missing)}, expected one for each")
+    if not quantizer.pre_quantized:
+        for name, module in _unfrozen(model):  # new, or loaded together with one that stays float
             _set_weight(f"{name}.weight", module, module.weight.detach())
     unfrozen = [name for name, _ in _unfrozen(model)]
     if unfrozen:
