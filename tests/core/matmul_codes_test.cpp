@@ -59,6 +59,7 @@ class MatmulCodes : public ::testing::TestWithParam<Cell> {
       add(36, 20, K, 0);
     }
     for (const std::int64_t M : {1, 5, 40}) add(M, 44, 2115, 0);  // deeper than one block of k
+    add(40, 330, 1152, 128);                                      // and wider than one of channels
     if (!integers() || !is_affine(w_qtype())) return all;
     for (const std::int64_t group_size : {1, 7, 32, 64, 96, 128, 160, 256}) {
       for (const std::int64_t N : {1, 3, 6, 8, 65, 68}) {

@@ -8,7 +8,7 @@ namespace quanto::kernels {
 namespace {
 
 template <QType kQType>
-constexpr MatmulKernel kInt8Kernels[] = {Int8Panel<Int8Tiles, kQType, 4, 8, 17>::kKernel};
+constexpr MatmulKernel kInt8Kernels[] = {Int8Panel<Int8Tiles, kQType, 2, 16, 17>::kKernel};
 
 template <QType kQType>
 constexpr void fill_int8_cell(KernelTable& table) {

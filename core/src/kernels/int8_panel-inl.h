@@ -23,7 +23,8 @@ struct Int8Panel {
   static constexpr int kSums = kRowVectors * kTile;
   static constexpr std::int64_t kBlockRows = kRowVectors * kLanes;
   static constexpr std::int64_t kChannels = 8 * kTile;
-  static constexpr std::int64_t kDepth = 512;
+  static constexpr std::int64_t kDepth = Step::kTiles ? 1024 : 512;
+  static constexpr std::int64_t kSquare = 32;  // channels and rows of what tiles multiply at once
   /// Tiles read the sums of a channel every kRows floats, which should not be a power of two: their cache lines would
   /// share sets.
   static constexpr std::int64_t kRows = Step::kTiles ? 576 : 512;
@@ -114,10 +115,10 @@ struct Int8Panel {
     }
   }
 
-  /// The scales and offsets of the channels of a unit for one group.
+  /// The scales and negated offsets of the channels of a unit for one group.
   struct GroupScales {
     float scale[kChannels];
-    float offset[kChannels];
+    float minus_offset[kChannels];
   };
 
   /// A group's shift is applied once, with its first codes.
@@ -128,7 +129,7 @@ struct Int8Panel {
       const ScaleOffset so =
           c < u.channels ? scale_offset(a, (u.n_begin + c) * a.groups + group) : ScaleOffset{0.0f, 0.0f};
       scales.scale[c] = so.scale;
-      scales.offset[c] = first ? so.offset : 0.0f;
+      scales.minus_offset[c] = first ? -so.offset : 0.0f;
     }
   }
 
@@ -139,7 +140,7 @@ struct Int8Panel {
     std::int64_t steps;
     float* sums;              ///< of a channel
     const float* group_sums;  ///< of kBlockRows rows
-    const float *scale, *offset;
+    const float *scale, *minus_offset;
   };
 
   template <int kC, int kV>
@@ -171,9 +172,9 @@ struct Int8Panel {
     if constexpr (!kAffine) {
       store(at, sum, kLanes);
     } else {
-      const FloatLanes shift = broadcast(s.offset[c]) * load<FloatLanes>(s.group_sums + v * kLanes, kLanes);
-      const FloatLanes scaled = broadcast(s.scale[c]) * to_float(sum);
-      store(at, load<FloatLanes>(at, kLanes) + (scaled - shift), kLanes);
+      const auto x_sums = load<FloatLanes>(s.group_sums + v * kLanes, kLanes);
+      const FloatLanes shifted = multiply_add(broadcast(s.minus_offset[c]), x_sums, load<FloatLanes>(at, kLanes));
+      store(at, multiply_add(broadcast(s.scale[c]), to_float(sum), shifted), kLanes);
     }
   }
 
@@ -185,40 +186,12 @@ struct Int8Panel {
       s.w += kC * kCodes;
       s.sums += kC * kRows;
       s.scale += kC;
-      s.offset += kC;
-    }
-  }
-
-  /// Squares of 32 channels and 32 rows. All rows and channels have memory, though not all of them count.
-  static void multiply_with_tiles(std::int64_t rows, std::int64_t channels, const Segment& s) {
-    constexpr std::int64_t kSquare = 32;
-    static_assert(!Step::kTiles || (kChannels % kSquare == 0 && kBlockRows % kSquare == 0));
-    const std::int64_t steps = round_up(s.steps, Step::kStepsAtOnce);
-    for (std::int64_t c = 0; c < channels; c += kSquare) {
-      for (std::int64_t m = 0; m < rows; m += kSquare) {
-        const TileOperands operands{s.w + c * kCodes, kCodes, s.x + m, kBlockRows * 4, steps};
-        Segment part = s;
-        part.sums += c * kRows + m;
-        if constexpr (!kAffine) {
-          Step::template multiply_square<true>(operands, part.sums, kRows * 4);
-        } else {
-          alignas(64) std::int32_t sums[kSquare][kSquare];
-          Step::template multiply_square<false>(operands, sums, sizeof(sums[0]));
-          part.group_sums += m;
-          part.scale += c;
-          part.offset += c;
-          for (int i = 0; i < kSquare; ++i) {
-            for (int v = 0; v < kSquare / kLanes; ++v) {
-              finish_sum(part, i, v, load<IntLanes>(sums[i] + v * kLanes, kLanes));
-            }
-          }
-        }
-      }
+      s.minus_offset += kC;
     }
   }
 
   /// Fewer vectors of rows take more channels: with fewer sums the instructions would wait for each other.
-  static void multiply_vectors(std::int64_t rows, std::int64_t channels, const Segment& s) {
+  static void multiply_segment(std::int64_t rows, std::int64_t channels, const Segment& s) {
     switch (ceil_div(rows, kLanes)) {
       case 1:
         return multiply_tiles<kSums, 1>(channels, s);
@@ -231,19 +204,20 @@ struct Int8Panel {
     }
   }
 
-  static void multiply_segment(std::int64_t rows, std::int64_t channels, const Segment& s) {
-    if constexpr (Step::kTiles) {
-      multiply_with_tiles(rows, channels, s);
-    } else {
-      multiply_vectors(rows, channels, s);
+  /// Codes that are needed when these are multiplied, from memory to the L2 cache.
+  static void fetch(const std::uint8_t* codes, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; i += 64) __builtin_prefetch(codes + i, 0, 2);
+  }
+
+  static void unpack_depth(const MatmulArgs& a, const Unit& u, std::int64_t begin, std::int64_t end, Code* codes) {
+    for (std::int64_t c = 0; c < u.channels; ++c) {
+      unpack_codes(a, u.n_begin + c, begin, end, codes + c * kCodes);
+      if constexpr (!kAffine) fetch(a.w + (u.n_begin + c) * a.K + end, smaller(kDepth, a.K - end));
     }
   }
 
   static void multiply_depth(const MatmulArgs& a, const Unit& u, const Prepared& prepared, std::int64_t begin,
                              std::int64_t end, const Scratch& scratch) {
-    for (std::int64_t c = 0; c < u.channels; ++c) {
-      unpack_codes(a, u.n_begin + c, begin, end, scratch.codes + c * kCodes);
-    }
     for (std::int64_t k = begin; k < end;) {
       const std::int64_t group = k / a.group_size;
       const std::int64_t k_end = smaller((group + 1) * a.group_size, end);
@@ -254,9 +228,61 @@ struct Int8Panel {
         multiply_segment(
             smaller(kBlockRows, u.rows - m), u.channels,
             {prepared.lanes_at(block, k / Step::kStep), scratch.codes + (k - begin), ceil_div(k_end - k, Step::kStep),
-             scratch.sums + m, prepared.sums_at(block, group), scales.scale, scales.offset});
+             scratch.sums + m, prepared.sums_at(block, group), scales.scale, scales.minus_offset});
       }
       k = k_end;
+    }
+  }
+
+  /// The same with tiles: the codes of 32 channels stay in the L1 cache while all rows go by, and a square of sums
+  /// while groups do. All rows and channels of a square have memory, though not all of them count.
+  static void multiply_depth_in_tiles(const MatmulArgs& a, const Unit& u, const Prepared& prepared, std::int64_t begin,
+                                      std::int64_t end, const Scratch& scratch) {
+    static_assert(kBlockRows == kSquare && kChannels % kSquare == 0 &&
+                  kDepth % (Step::kStep * Step::kStepsAtOnce) == 0);
+    GroupScales scales[kAffine ? kDepth / (Step::kStep * Step::kStepsAtOnce) + 1 : 1];
+    const std::int64_t first_group = begin / a.group_size;
+    if constexpr (kAffine) {
+      for (std::int64_t j = first_group; j * a.group_size < end; ++j) {
+        read_scales(a, u, j * a.group_size < begin ? begin : j * a.group_size, scales[j - first_group]);
+      }
+    }
+    for (std::int64_t c = 0; c < u.channels; c += kSquare) {
+      for (std::int64_t m = 0; m < u.rows; m += kSquare) {
+        const std::int64_t block = (u.m_begin + m) / kBlockRows;
+        float* sums = scratch.sums + c * kRows + m;
+        for (std::int64_t k = begin; k < end;) {
+          const std::int64_t group = k / a.group_size;
+          const std::int64_t k_end = smaller((group + 1) * a.group_size, end);
+          const TileOperands operands{scratch.codes + c * kCodes + (k - begin), kCodes,
+                                      prepared.lanes_at(block, k / Step::kStep), kBlockRows * 4,
+                                      round_up(ceil_div(k_end - k, Step::kStep), Step::kStepsAtOnce)};
+          if constexpr (!kAffine) {
+            Step::template multiply_square<true>(operands, sums, kRows * 4);
+          } else {
+            alignas(64) std::int32_t products[kSquare][kSquare];
+            Step::template multiply_square<false>(operands, products, sizeof(products[0]));
+            const GroupScales& s = scales[group - first_group];
+            finish_square(products, prepared.sums_at(block, group), s.scale + c, s.minus_offset + c, sums);
+          }
+          k = k_end;
+        }
+      }
+    }
+  }
+
+  static void finish_square(const std::int32_t (&products)[kSquare][kSquare], const float* x_sums, const float* scale,
+                            const float* minus_offset, float* sums) {
+    constexpr int kVectors = kSquare / kLanes;
+    FloatLanes x[kVectors];
+    for (int v = 0; v < kVectors; ++v) x[v] = load<FloatLanes>(x_sums + v * kLanes, kLanes);
+    for (int c = 0; c < kSquare; ++c) {
+      const FloatLanes factor = broadcast(scale[c]), shift = broadcast(minus_offset[c]);
+      for (int v = 0; v < kVectors; ++v) {
+        float* at = sums + c * kRows + v * kLanes;
+        const auto product = to_float(load<IntLanes>(products[c] + v * kLanes, kLanes));
+        store(at, multiply_add(factor, product, multiply_add(shift, x[v], load<FloatLanes>(at, kLanes))), kLanes);
+      }
     }
   }
 
@@ -290,7 +316,13 @@ struct Int8Panel {
       const Unit u(a, unit);
       start_sums(u, prepared, scratch.sums);
       for (std::int64_t k = 0; k < a.K; k += kDepth) {
-        multiply_depth(a, u, prepared, k, smaller(k + kDepth, a.K), scratch);
+        const std::int64_t k_end = smaller(k + kDepth, a.K);
+        unpack_depth(a, u, k, k_end, scratch.codes);
+        if constexpr (Step::kTiles) {
+          multiply_depth_in_tiles(a, u, prepared, k, k_end, scratch);
+        } else {
+          multiply_depth(a, u, prepared, k, k_end, scratch);
+        }
       }
       if constexpr (!kAffine) sums_to_floats(u, scratch.sums);
       store_unit<kAffine>(a, u, scratch.sums);
