@@ -17,6 +17,7 @@ from optimum.quanto import (
     quantization_map,
     quantize,
     quantize_activation,
+    quantize_weight,
     requantize,
 )
 
@@ -113,6 +114,49 @@ def test_bmm_of_codes_is_exact():
     a, b = activation(shape=(2, 3, 2000)), activation(shape=(2, 2000, 5))
     sums = a._data.long() @ b._data.long()
     torch.testing.assert_close(torch.bmm(a, b), (sums * (a._scale * b._scale).double()).float(), rtol=1e-6, atol=0)
+
+
+def operators_of(function):
+    """The result of a call, and the names of the operators of this library that ran."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        result = function()
+    return result, [e.name.removeprefix("quanto::") for e in profile.events() if e.name.startswith("quanto::")]
+
+
+PRODUCTS_OF_CODES = {
+    "mm": (lambda a, w: a @ a.t(), "qbytes_mm"),
+    "bmm": (lambda a, w: torch.bmm(a.unsqueeze(0), a.t().unsqueeze(0)), "qbytes_mm"),
+    "batches": (lambda a, w: a.view(1, 1, 4, 6) @ a.t().view(1, 1, 6, 4), "qbytes_mm"),
+    "linear": (lambda a, w: torch.nn.functional.linear(a, w), "linear_codes_qbytes"),
+    "a transposed weight": (lambda a, w: a @ w.t(), "linear_codes_qbytes"),
+    "floats and a transposed weight": (lambda a, w: a.dequantize() @ w.t(), "linear_qbytes"),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS_OF_CODES)
+def test_products_of_codes_run_the_kernels_of_codes(name):
+    function, expected = PRODUCTS_OF_CODES[name]
+    base = torch.randn(5, 6)
+    w = quantize_weight(base, qint8, 0, absmax_scale(base, qint8, 0))
+    a = activation()
+    with torch.no_grad():
+        found, operators = operators_of(lambda: function(a, w))
+    assert [op for op in operators if not op.startswith("dequantize")] == [expected]
+    torch.testing.assert_close(found, function(a.dequantize(), w.dequantize()), rtol=1e-5, atol=1e-5)
+
+
+def test_a_streamlined_model_multiplies_codes():
+    net, x = model(), torch.randn(16, 64)
+    quantize(net, weights=qint8, activations=qint8)
+    with torch.no_grad(), Calibration():
+        net(x)
+    freeze(net)
+    with torch.no_grad():
+        _, operators = operators_of(lambda: net(x))
+    # The second layer takes the codes of the first through relu; the third those that it makes of floats.
+    assert operators.count("linear_codes_qbytes") == 3
+    assert operators.count("quantize_symmetric") == 3
+    assert "linear_qbytes" not in operators
 
 
 def test_where_keeps_the_scale():
