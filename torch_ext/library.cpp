@@ -43,6 +43,17 @@ STABLE_TORCH_LIBRARY(quanto, m) {
   m.def(
       "linear_codes_qbits(Tensor input, Tensor input_scale, Tensor data, Tensor scale, Tensor shift, int bits, "
       "int group_size, int out_features, Tensor? bias, ScalarType dtype) -> Tensor");
+  // padding: before and after each spatial dimension in turn.
+  m.def(
+      "conv_qbytes(Tensor input, Tensor data, Tensor scale, Tensor? bias, int[] stride, int[] padding, int[] dilation, "
+      "str padding_mode) -> Tensor");
+  m.def(
+      "conv_qbits(Tensor input, Tensor data, Tensor scale, Tensor shift, int bits, int group_size, int[] size, "
+      "Tensor? bias, int[] stride, int[] padding, int[] dilation, str padding_mode) -> Tensor");
+  m.def("embedding_qbytes(Tensor indices, Tensor data, Tensor scale) -> Tensor");
+  m.def(
+      "embedding_qbits(Tensor indices, Tensor data, Tensor scale, Tensor shift, int bits, int group_size, "
+      "int[] size) -> Tensor");
 }
 
 namespace quanto::torch_ext {
@@ -153,6 +164,11 @@ Tensor empty(const std::vector<std::int64_t>& sizes, ScalarType dtype) {
     strides[i] = stride;
     stride *= sizes[i] > 0 ? sizes[i] : 1;
   }
+  return empty_strided(sizes, strides, dtype);
+}
+
+Tensor empty_strided(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& strides,
+                     ScalarType dtype) {
   AtenTensorHandle handle = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(
       aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(),

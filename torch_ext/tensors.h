@@ -43,6 +43,8 @@ ScalarType scalar_type(DType dtype);
 
 /// An uninitialized contiguous CPU tensor.
 Tensor empty(const std::vector<std::int64_t>& sizes, ScalarType dtype);
+Tensor empty_strided(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& strides,
+                     ScalarType dtype);
 
 /// `t` itself if it is contiguous, else a contiguous copy.
 Tensor as_contiguous(const Tensor& t);

@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
-#include <new>
 #include <string>
 #include <vector>
 
+#include "buffer.h"
 #include "check.h"
 #include "float_io.h"
 #include "kernels/registry.h"
@@ -24,27 +23,6 @@ using kernels::MatmulKernel;
 
 // Multiply-adds below which waking another thread costs more than it saves.
 constexpr std::int64_t kSerialOperations = 1 << 17;
-
-struct AlignedDelete {
-  void operator()(void* p) const { ::operator delete (p, std::align_val_t{64}); }
-};
-using Buffer = std::unique_ptr<void, AlignedDelete>;
-
-Buffer allocate(std::size_t bytes) {
-  return Buffer(bytes == 0 ? nullptr : ::operator new (bytes, std::align_val_t{64}));
-}
-
-/// Per-thread memory that grows to the largest request: a decode step calls hundreds of times a second.
-void* thread_buffer(std::size_t bytes) {
-  thread_local Buffer buffer;
-  thread_local std::size_t capacity = 0;
-  if (bytes > capacity) {
-    buffer.reset();
-    buffer = allocate(bytes);
-    capacity = bytes;
-  }
-  return bytes == 0 ? nullptr : buffer.get();
-}
 
 void check_weight(const WeightView& w) {
   check_shape("matmul", w.out_features, w.in_features);

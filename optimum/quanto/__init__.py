@@ -16,10 +16,12 @@ __version__ = "1.0.0"
 _HOMES = {
     "calibrate": ["Calibration", "absmax_scale"],
     "observers": ["AbsmaxObserver", "MseObserver", "Observer", "PercentileObserver"],
-    "report": ["Coverage", "coverage"],
+    "report": ["Coverage", "CoverageRow", "coverage"],
     "library": ["get_extension", "is_extension_available"],
     "nn": [
+        "QConv1d",
         "QConv2d",
+        "QEmbedding",
         "QLayerNorm",
         "QLinear",
         "QModuleMixin",

@@ -1,21 +1,29 @@
 """Quantizing, freezing and reloading whole models."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
 from .nn import QModuleMixin, quantize_module
 from .nn.experts import unfused_experts
-from .nn.qmodule import is_quantizable
-from .tensor import Optimizer, qtype
+from .nn.qmodule import qmodule_of, reason_left_float
+from .tensor import Optimizer, QTensor, qtype
 from .tensor.qtype import as_qtype
+from .tensor.wrapper import same_values
 
 
 __all__ = ["freeze", "quantization_map", "quantize", "requantize"]
 
 Patterns = str | Sequence[str] | None
+
+# Modules that the patterns of `quantize` kept float, for the report; copies of a model are not in it.
+_NOT_ASKED_FOR: "WeakKeyDictionary[torch.nn.Module, str]" = WeakKeyDictionary()
+
+_LARGE_FLOAT_SHARE = 0.5
 
 
 def _pattern_list(patterns: Patterns, what: str) -> list[str] | None:
@@ -36,15 +44,7 @@ def _replace_modules(model: torch.nn.Module, replacements: Mapping[torch.nn.Modu
                 setattr(parent, name, replacements[child])
 
 
-def _quantized(
-    name: str,
-    module: torch.nn.Module,
-    weights: qtype | None,
-    activations: qtype | None,
-    optimizer: Optimizer | None,
-    dynamic: qtype | None = None,
-) -> torch.nn.Module | None:
-    qmodule = quantize_module(module, weights=weights, activations=activations, optimizer=optimizer)
+def _named(name: str, qmodule: QModuleMixin | None, dynamic: qtype | None = None) -> torch.nn.Module | None:
     if qmodule is None:
         return None
     if dynamic is not None:
@@ -62,6 +62,7 @@ def quantize(
     include: Patterns = None,
     exclude: Patterns = None,
     dynamic: bool = False,
+    embeddings: bool = False,
 ) -> None:
     """Replace the modules of a model by quantized ones, in place.
 
@@ -78,6 +79,8 @@ def quantize(
         exclude: patterns; submodules whose name matches one are not.
         dynamic: quantize the inputs of linear layers in each forward, each token (row of the last dimension) with a
             scale of its own: no calibration. Their outputs and the inputs of other modules stay float.
+        embeddings: quantize the tables of `torch.nn.Embedding` too. One that is tied to a linear layer shares its
+            quantized bytes with it once both are frozen.
 
     Raises:
         ValueError: an unknown qtype, or a `model` that is itself a layer to quantize.
@@ -87,23 +90,26 @@ def quantize(
     if dynamic and activations is None:
         raise ValueError("[quantize] activations: got None, expected an 8-bit qtype for dynamic=True")
     included, excluded = _pattern_list(include, "include"), _pattern_list(exclude, "exclude")
-    if is_quantizable(model):
+    if reason_left_float(model, embeddings) is None:
         raise ValueError(
             f"[quantize] model: got a {type(model).__name__}, expected a model with submodules; for a single layer "
             "use quantize_module"
         )
 
     def is_wanted(name: str) -> bool:
-        return (included is None or any(fnmatch(name, pattern) for pattern in included)) and not (
-            excluded is not None and any(fnmatch(name, pattern) for pattern in excluded)
-        )
+        return _reason_not_asked_for(name, included, excluded) is None
 
     def quantized(name: str, module: torch.nn.Module) -> torch.nn.Module | None:
-        if not is_wanted(name) or (isinstance(module, QModuleMixin) and module.frozen):
+        _NOT_ASKED_FOR.pop(module, None)
+        reason = _reason_not_asked_for(name, included, excluded)
+        if reason is not None:
+            _NOT_ASKED_FOR[module] = reason
             return None
-        if dynamic:
-            return _quantized(name, module, weights, None, optimizer, activations)
-        return _quantized(name, module, weights, activations, optimizer)
+        if isinstance(module, QModuleMixin) and module.frozen:
+            return None
+        static = None if dynamic else activations
+        qmodule = quantize_module(module, weights, static, optimizer, embeddings)
+        return _named(name, qmodule, activations if dynamic else None)
 
     _replace_each(model, quantized, unfused_experts(model, is_wanted) if weights is not None else {})
 
@@ -131,6 +137,19 @@ def _replace_each(
 
 def _undo(model: torch.nn.Module, replacements: Mapping[torch.nn.Module, torch.nn.Module]) -> None:
     _replace_modules(model, {new: old for old, new in replacements.items()})
+
+
+def _reason_not_asked_for(name: str, included: list[str] | None, excluded: list[str] | None) -> str | None:
+    """Which pattern keeps a module of that name from being quantized."""
+    if included is not None and not any(fnmatch(name, pattern) for pattern in included):
+        return f"not included by {', '.join(map(repr, included))}"
+    hit = next((pattern for pattern in excluded or [] if fnmatch(name, pattern)), None)
+    return None if hit is None else f"excluded by {hit!r}"
+
+
+def reason_not_asked_for(module: torch.nn.Module) -> str | None:
+    """Which pattern of the last `quantize` kept this module float, if one did."""
+    return _NOT_ASKED_FOR.get(module)
 
 
 def _unfrozen(model: torch.nn.Module) -> list[tuple[str, QModuleMixin]]:
@@ -166,12 +185,29 @@ def freeze(model: torch.nn.Module, allow_non_finite: bool = False) -> None:
         for (_, module), source in zip(modules, sources, strict=True):
             module.weight = source
         raise
+    if modules:
+        _warn_of_float(model)
+
+
+def _warn_of_float(model: torch.nn.Module) -> None:
+    """Warn if most of a model stays float that was not excluded on purpose."""
+    from .report import coverage
+
+    report = coverage(model)
+    share, largest = report.unwanted_float
+    if largest is not None and share > _LARGE_FLOAT_SHARE:
+        warnings.warn(
+            f"[freeze] {share:.0%} of the parameters stay float; the largest are those of {largest.name} "
+            f"({largest.kind}: {largest.reason}). print(coverage(model)) lists all of them",
+            stacklevel=3,
+        )
 
 
 def _freeze_all(modules: Sequence[tuple[str, QModuleMixin]]) -> None:
     frozen: dict[Any, torch.Tensor] = {}
     for name, module in modules:
-        key = (id(module.weight), module.weight_qtype, module.weight_group_size, id(type(module.optimizer)))
+        size = module.quantized_size
+        key = (id(module.weight), size, module.weight_qtype, module.weight_group_size, id(type(module.optimizer)))
         if key in frozen:
             module.weight = frozen[key]
             continue
@@ -226,17 +262,33 @@ def _is_loaded(name: str, keys: Iterable[str]) -> bool:
 
 
 def _tie_again(model: torch.nn.Module, groups: list[list[str]], state_dict: Mapping[str, Any]) -> set[str]:
-    """Point the names of one tensor to the one that was loaded; returns those that needed it."""
+    """Point the names of one tensor to one that was loaded; returns those that were not loaded themselves.
+
+    A name that was loaded with other values stays apart.
+    """
     tied = set()
     for group in groups:
-        source = next((name for name in group if _is_loaded(name, state_dict)), None)
-        if source is None:
+        loaded = [name for name in group if _is_loaded(name, state_dict)]
+        if not loaded:
             continue
+        source = model.get_parameter(loaded[0])
         for name in group:
-            if not _is_loaded(name, state_dict):
-                _set_parameter(model, name, model.get_parameter(source))
+            if name not in loaded:
                 tied.add(name)
+            elif not _same(source, model.get_parameter(name)):
+                continue
+            _set_parameter(model, name, source)
     return tied
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two loaded parameters hold the same bytes; what else a quantized one knows of its module may differ."""
+    if a.device.type == "meta" or b.device.type == "meta" or type(a) is not type(b) or a.shape != b.shape:
+        return False
+    if not isinstance(a, QTensor) or not isinstance(b, QTensor):
+        return torch.equal(a, b)
+    pairs = zip(a.inner_tensors().values(), b.inner_tensors().values(), strict=True)
+    return all(same_values(one, other) for one, other in pairs)
 
 
 def requantize(
@@ -309,7 +361,7 @@ def quantize_by_map(
 
 def _by_entry(name: str, module: torch.nn.Module, entry: Mapping[str, str]) -> torch.nn.Module:
     weights, activations = _map_value(name, entry, "weights"), _map_value(name, entry, "activations")
-    qmodule = _quantized(name, module, weights, activations, None, _map_value(name, entry, "dynamic"))
+    qmodule = _named(name, qmodule_of(module, weights, activations, None), _map_value(name, entry, "dynamic"))
     if qmodule is None:
         kind = type(module).__name__
         raise ValueError(f"[requantize] quantization_map: got module {name!r}, a {kind}, expected a quantizable one")

@@ -1,9 +1,12 @@
 """The report of what became of each module."""
 
+import json
+import warnings
+
 import pytest
 import torch
 
-from optimum.quanto import coverage, freeze, ops, quantize
+from optimum.quanto import coverage, freeze, ops, qint8, quantize, quantize_weight
 
 
 class Model(torch.nn.Module):
@@ -31,10 +34,10 @@ def rows_of(net):
 def test_reasons(model):
     rows = rows_of(model)
     assert {name: row.reason for name, row in rows.items()} == {
-        "embedding": "no quantized counterpart",
+        "embedding": "quantized only with embeddings=True",
         "first": "not frozen: quantizes on every forward",
-        "norm": "no quantized counterpart",
-        "second": "excluded",
+        "norm": "its weight is not quantized, only its activations are",
+        "second": "excluded by 'second'",
         "conv": "not frozen: quantizes on every forward",
     }
     assert not any(row.quantized or row.kernel for row in rows.values())
@@ -42,7 +45,8 @@ def test_reasons(model):
     rows = rows_of(model)
     assert [name for name, row in rows.items() if row.quantized] == ["first", "conv"]
     assert rows["first"].reason == rows["conv"].reason == ""
-    assert rows["conv"].kernel == "slow: decodes the weight on every forward"
+    assert rows["conv"].kernel.split("/")[1:3] == ["qint4", "bfloat16"]
+    assert rows["conv"].kernel_many_rows == "decodes the weight for torch's convolution"
     assert [rows[name].weights for name in ("first", "norm", "conv")] == ["qint4", "bfloat16", "qint4"]
     assert [rows[name].kind for name in ("first", "second")] == ["QLinear", "Linear"]
 
@@ -75,17 +79,76 @@ def test_bytes_and_shares(model):
 
 def test_the_table(model):
     text = str(coverage(model))
-    assert text.splitlines()[0].split() == ["module", "class", "weights", "MB", "kernel", "or", "reason"]
+    header = ["module", "class", "weights", "activations", "MB", "kernel", "or", "reason"]
+    assert text.splitlines()[0].split() == header
     assert "100.0% of the parameters are float" in text
     assert "warning: most parameters are float" in text
     freeze(model)
     assert "warning" not in str(coverage(model))
-    assert str(coverage(torch.nn.ReLU())).splitlines()[-1] == "0.000 MB; 0.0% of the parameters are float"
+    last = str(coverage(torch.nn.ReLU())).splitlines()[-1]
+    assert last == "0.000 MB, 0.000 MB as floats; 0.0% of the parameters are float"
 
 
 def test_shared_tensors_count_once():
     net = torch.nn.Sequential(torch.nn.Embedding(7, 8), torch.nn.Linear(8, 7, bias=False))
     net[1].weight = net[0].weight
     report = coverage(net)
-    assert [row.name for row in report.rows] == ["0"]
-    assert report.bytes == 7 * 8 * 4
+    assert [(row.name, row.bytes, row.shared_with) for row in report.rows] == [("0", 7 * 8 * 4, ""), ("1", 0, "0")]
+    assert report.bytes == report.float_bytes == 7 * 8 * 4
+    assert "shares the bytes of 0" in str(report)
+
+
+def test_data_that_json_takes(model):
+    freeze(model)
+    data = json.loads(json.dumps(coverage(model).to_dict()))
+    assert data["bytes"] == coverage(model).bytes
+    assert data["float_bytes"] == 2 * sum(p.numel() for p in Model().parameters())
+    row = {row["name"]: row for row in data["rows"]}["first"]
+    assert (row["kind"], row["weights"], row["activations"], row["quantized"]) == ("QLinear", "qint4", "none", True)
+    assert row["kernel"].split("/")[3] != row["kernel_many_rows"].split("/")[3]
+    assert row["float_bytes"] == 2 * (160 * 48 + 48)
+
+
+def test_what_has_no_kernel_says_so(model):
+    quantize(model, weights="qint8", activations="qint8", exclude="second", embeddings=True)
+    freeze(model)
+    rows = rows_of(model)
+    assert rows["embedding"].kernel == "rows decoded by index"
+    assert rows["norm"].activations == "qint8"
+    assert rows["norm"].reason == "its weight is not quantized, only its activations are"
+    model.to("meta")
+    assert rows_of(model)["first"].kernel == "composition of torch operators on meta"
+    odd = torch.nn.Sequential(torch.nn.Linear(64, 32))
+    quantize(odd, weights="qint8")
+    scale = torch.ones(1, 64)
+    odd[0].weight = torch.nn.Parameter(quantize_weight(odd[0].weight, qint8, -1, scale), requires_grad=False)
+    assert coverage(odd).rows[0].kernel == "slow: decodes the weight on every forward"
+
+
+def test_freeze_warns_once_when_most_parameters_stay_float():
+    def net():
+        return torch.nn.Sequential(torch.nn.Embedding(100, 64), torch.nn.Linear(64, 64))
+
+    model = net()
+    quantize(model, weights="qint8")
+    with pytest.warns(UserWarning, match=r"6\d% of the parameters stay float; the largest are those of 0 \(Embedding"):
+        freeze(model)
+    quiet = [net(), net(), torch.nn.Sequential(torch.nn.Linear(64, 64))]
+    quantize(quiet[0], weights="qint8", embeddings=True)
+    quantize(quiet[1], weights="qint8", exclude="0")  # wanted
+    quantize(quiet[2], weights="qint8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for other in quiet:
+            freeze(other)
+        freeze(model)  # nothing was left to freeze
+
+
+def test_patterns_are_named():
+    model = Model()
+    quantize(model, weights="qint8", include=["fir*", "conv"])
+    rows = rows_of(model)
+    assert rows["second"].reason == "not included by 'fir*', 'conv'"
+    assert rows["second"].excluded
+    quantize(model, weights="qint8")
+    assert rows_of(model)["second"].reason == "not frozen: quantizes on every forward"

@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 import optimum.quanto
 from optimum.quanto import (
     MaxOptimizer,
-    QConv2d,
     QLayerNorm,
     QLinear,
     QModuleMixin,
@@ -324,34 +323,6 @@ def test_compiles_with_inductor(weights):
     model, x = frozen(weights, torch.bfloat16), sample(torch.bfloat16)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=2e-2, atol=2e-2)
-
-
-def test_conv2d(qtype_name, dtype):
-    conv = torch.nn.Conv2d(8, 6, 3, stride=2, padding=1).to(dtype)
-    model, x = torch.nn.Sequential(conv), torch.randn(2, 8, 9, 9).to(dtype)
-    quantize(model, weights=qtype_name)
-    freeze(model)
-    assert isinstance(model[0], QConv2d)
-    expected = torch.nn.functional.conv2d(x, model[0].weight.dequantize(), conv.bias, stride=2, padding=1)
-    assert torch.equal(model(x), expected)
-    other = torch.nn.Sequential(torch.nn.Conv2d(8, 6, 3, stride=2, padding=1).to(dtype))
-    requantize(other, model.state_dict(), quantization_map(model))
-    assert torch.equal(other(x), expected)
-
-
-@pytest.mark.parametrize("weights", ["qint8", "qint4"])
-@pytest.mark.parametrize(
-    "options",
-    [{"padding": "same"}, {"padding_mode": "reflect", "padding": 1}, {"groups": 4}, {"dilation": 2, "bias": False}],
-    ids=lambda o: next(iter(o)),
-)
-def test_conv2d_options(weights, options):
-    model, x = torch.nn.Sequential(torch.nn.Conv2d(8, 16, 3, **options)), torch.randn(1, 8, 9, 9)
-    conv = copy.deepcopy(model[0])
-    quantize(model, weights=weights)
-    freeze(model)
-    conv.weight.data = model[0].weight.dequantize()
-    assert torch.equal(model(x), conv(x))
 
 
 def test_whole_models_can_be_pickled(qtype_name):

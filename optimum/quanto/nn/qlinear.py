@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..tensor import Optimizer, WeightQBitsTensor, WeightQBytesTensor, linear_per_token, qtype
-from .qmodule import QModuleMixin, register_qmodule
+from .qmodule import QModuleMixin, linear_kernel, register_qmodule
 
 
 __all__ = ["QLinear"]
@@ -37,6 +37,16 @@ class QLinear(QModuleMixin, torch.nn.Linear):
             optimizer=optimizer,
             quantize_input=True,
         )
+
+    @classmethod
+    def probe(cls, module: torch.nn.Module) -> tuple[Tensor, Tensor]:
+        assert isinstance(module, torch.nn.Linear)
+        ramp = torch.linspace(-1, 1, 2 * module.in_features, dtype=module.weight.dtype, device=module.weight.device)
+        input = ramp.reshape(2, module.in_features)
+        return input, torch.nn.functional.linear(input, module.weight, module.bias)
+
+    def kernel(self, rows: int) -> str:
+        return linear_kernel(self.weight, rows, self.activation_qtype or self.dynamic_qtype)
 
     def forward(self, input: Tensor) -> Tensor:
         weight = self.forward_weight

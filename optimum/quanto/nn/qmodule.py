@@ -1,5 +1,6 @@
 """The base of quantized modules, and the table of which module they replace."""
 
+import importlib
 from abc import ABC
 from collections.abc import Callable, MutableMapping
 from typing import Any, ClassVar, TypeVar
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..ops import kernel_name
 from ..ops.fakes import grouped_shape, packed_rows, scale_shape
 from ..tensor import (
     AbsmaxOptimizer,
@@ -24,6 +26,7 @@ from ..tensor import (
     quantize_activation,
     quantize_weight,
 )
+from ..tensor.packed import contiguous_strides
 from ..tensor.qtype import as_qtype
 from .observed import ObserverState, observer_name, restore_observer_states
 
@@ -33,6 +36,9 @@ __all__ = ["QModuleMixin", "quantize_module", "register_qmodule"]
 _QMODULES: dict[type[torch.nn.Module], "type[QModuleMixin]"] = {}
 
 QModuleClass = TypeVar("QModuleClass", bound="type[QModuleMixin]")
+
+# Quantized classes that are registered by importing a module, once a class of that name is met.
+_LAZY_QMODULES = {"transformers.pytorch_utils.Conv1D": ".qtransformers_conv1d"}
 
 _LARGEST_GROUP = 128
 _GROUP_STEP = 32
@@ -60,24 +66,107 @@ def quantize_module(
     weights: qtype | str | None = None,
     activations: qtype | str | None = None,
     optimizer: Optimizer | None = None,
+    embeddings: bool = False,
 ) -> "QModuleMixin | None":
-    """The quantized counterpart of a module, sharing its parameters; None if there is none.
+    """The quantized counterpart of a module, sharing its parameters; None if it stays float (see `coverage`).
+
+    Args:
+        module: a layer.
+        weights, activations, optimizer: as of `quantize`.
+        embeddings: quantize a `torch.nn.Embedding` too.
 
     Raises:
         ValueError: an unknown qtype, or activations of fewer than 8 bits.
     """
+    if reason_left_float(module, embeddings) is not None:
+        return None
+    return qmodule_of(module, weights, activations, optimizer)
+
+
+def qmodule_of(
+    module: torch.nn.Module,
+    weights: qtype | str | None,
+    activations: qtype | str | None,
+    optimizer: Optimizer | None,
+) -> "QModuleMixin | None":
+    """`quantize_module` for a module that is known to be quantizable, by a quantization map for instance."""
     qmodule_cls = _qmodule_class(module)
     return None if qmodule_cls is None else qmodule_cls.from_module(module, weights, activations, optimizer)
 
 
+def _registered(module: torch.nn.Module) -> type[torch.nn.Module] | None:
+    """The module's own class, or the nearest of its bases, that a quantized class is registered for."""
+    for cls in type(module).__mro__:
+        home = _LAZY_QMODULES.get(f"{cls.__module__}.{cls.__qualname__}")
+        if home is not None and cls not in _QMODULES:
+            importlib.import_module(home, __package__)
+        if cls in _QMODULES:
+            return cls
+    return None
+
+
 def _qmodule_class(module: torch.nn.Module) -> "type[QModuleMixin] | None":
-    """The class registered for the module's own class, or for the nearest of its bases."""
-    return next((_QMODULES[cls] for cls in type(module).__mro__ if cls in _QMODULES), None)
+    base = _registered(module)
+    return None if base is None else _QMODULES[base]
 
 
-def is_quantizable(module: torch.nn.Module) -> bool:
-    """Whether a quantized class is registered for the module."""
-    return _qmodule_class(module) is not None
+def reason_left_float(module: torch.nn.Module, embeddings: bool = False) -> str | None:
+    """Why `quantize` leaves a module float, or None if it does not."""
+    base = _registered(module)
+    if base is None:
+        return "no quantized counterpart"
+    qmodule_cls = _QMODULES[base]
+    if not qmodule_cls.quantized_by_default and not embeddings:
+        return "quantized only with embeddings=True"
+    weight = getattr(module, "weight", None)
+    if weight is not None and "weight" not in module._parameters:
+        return "its weight is computed, by a parametrization or a hook"
+    if isinstance(weight, torch.nn.parameter.UninitializedParameter):
+        return "its weight is not initialized yet"
+    reason = qmodule_cls.reason_against(module)
+    if reason is None and not isinstance(module, QModuleMixin) and not _computes_alike(module, base, qmodule_cls):
+        return f"its forward is not that of {base.__name__}"
+    return reason
+
+
+def _computes_alike(module: torch.nn.Module, base: type[torch.nn.Module], qmodule_cls: "type[QModuleMixin]") -> bool:
+    """Whether a module computes what the class that is registered for it does: the same code, or a probe shows it."""
+    if type(module).forward is base.forward:
+        return True
+    try:
+        with torch.no_grad():
+            probe = qmodule_cls.probe(module)
+            if probe is None or probe[1].device.type == "meta":
+                return False
+            output = module(probe[0])
+    except Exception:  # whatever it wants to be called with, it is another function
+        return False
+    precision = torch.finfo(output.dtype).eps * probe[0].shape[-1] ** 0.5
+    return output.shape == probe[1].shape and torch.allclose(output, probe[1], rtol=0.01, atol=8 * precision)
+
+
+def weight_kernel(weight: Tensor, name: Callable[[Any], str]) -> str:
+    """`name` of a frozen weight where kernels read its layout; else by what other means it is used."""
+    if weight.device.type != "cpu":
+        return f"composition of torch operators on {weight.device.type}"
+    if not isinstance(weight, WeightQBitsTensor | WeightQBytesTensor) or weight.axis == -1:
+        return "slow: decodes the weight on every forward"
+    return name(weight)
+
+
+def linear_kernel(weight: Tensor, rows: int, codes: qtype | None = None) -> str:
+    """The matmul kernel for `rows` rows of activations, or by what other means the weight is used.
+
+    Activations are `codes` of that qtype, or floats of the weight's dtype.
+    """
+
+    def name(w: WeightQBitsTensor | WeightQBytesTensor) -> str:
+        group_size = w._group_size or 0 if isinstance(w, WeightQBitsTensor) else 0
+        in_features = w.numel() // max(1, w.shape[0])
+        activations = w.dtype if codes is None else codes.name
+        return kernel_name(w.qtype.name, activations, rows, w.shape[0], in_features, group_size)
+
+    return weight_kernel(weight, name)
 
 
 def default_group_size(weights: qtype, weight_shape: torch.Size) -> int | None:
@@ -105,7 +194,12 @@ class QModuleMixin(ABC):
         weight_group_size: elements of the weight that share a scale, or None for one scale per output channel.
         input_scale, output_scale: scalar buffers, set by calibration.
         dynamic_qtype: qtype that each forward quantizes its input to, a scale for each token; or None.
+
+    Class attributes:
+        quantized_by_default: whether `quantize` replaces modules by this class without being asked to.
     """
+
+    quantized_by_default: ClassVar[bool] = True
 
     weight: Any
     bias: Any
@@ -137,7 +231,7 @@ class QModuleMixin(ABC):
         if self.activation_qtype is not None and self.activation_qtype.bits != 8:
             raise ValueError(f"[quanto] activations: got {self.activation_qtype.name}, expected an 8-bit qtype")
         self.weight_group_size = (
-            None if self.weight_qtype is None else default_group_size(self.weight_qtype, self.weight.shape)
+            None if self.weight_qtype is None else default_group_size(self.weight_qtype, self.quantized_size)
         )
         self.optimizer = optimizer
         if optimizer is None and self.weight_qtype is not None:
@@ -187,6 +281,21 @@ class QModuleMixin(ABC):
         """An instance for `module` on `device`, whose parameters are about to be replaced by those of `module`."""
         raise NotImplementedError(f"[{cls.__name__}] qcreate: expected an implementation")
 
+    @classmethod
+    def reason_against(cls, module: torch.nn.Module) -> str | None:
+        """What keeps a module of the registered class from being quantized, if anything does."""
+        return None
+
+    @classmethod
+    def probe(cls, module: torch.nn.Module) -> tuple[Tensor, Tensor] | None:
+        """An input and what the registered class makes of it with the parameters of `module`, which is of a subclass
+        with a forward of its own; None if such modules are to stay float."""
+        return None
+
+    def kernel(self, rows: int) -> str:
+        """What the frozen forward runs on this machine for `rows` rows, or positions, of inputs."""
+        return "its own forward"
+
     @property
     def frozen(self) -> bool:
         """Whether the weight is stored quantized."""
@@ -199,6 +308,7 @@ class QModuleMixin(ABC):
         weight = self.weight
         if self.weight_qtype is None or isinstance(weight, QTensor):
             return weight if isinstance(weight, QTensor) else None
+        weight = self.weight_to_quantize()
         shift = None
         if isinstance(self.optimizer, SymmetricOptimizer):
             scale = self.optimizer(weight, qtype=self.weight_qtype, axis=0)
@@ -223,17 +333,27 @@ class QModuleMixin(ABC):
 
     @property
     def forward_weight(self) -> Tensor:
-        """The weight that a forward uses: `qweight`, or the float weight if it stays float.
+        """The weight that a forward uses: `qweight`, or the float weight if it stays float; output channels first.
 
         While the weight is trained, floats with the values of `qweight`: with gradients to compute as well, torch's
         matrix products of floats cost less than decoding the codes again in each of them.
         """
         if self.trains_weight:
+            weight = self.weight_to_quantize()
             assert self.weight_qtype is not None
             assert self.optimizer is not None
-            return fake_quantize_weight(self.weight, self.weight_qtype, self.optimizer, 0, self.weight_group_size)
+            return fake_quantize_weight(weight, self.weight_qtype, self.optimizer, 0, self.weight_group_size)
         qweight = self.qweight
-        return self.weight if qweight is None else qweight
+        return self.weight_to_quantize() if qweight is None else qweight
+
+    @property
+    def quantized_size(self) -> torch.Size:
+        """The shape of the quantized weight, output channels first."""
+        return self.weight.size()
+
+    def weight_to_quantize(self) -> Tensor:
+        """The float weight in that shape."""
+        return self.weight
 
     @property
     def has_finite_weight(self) -> bool:
@@ -377,9 +497,21 @@ class QModuleMixin(ABC):
                 state_dict.pop(key, None)
             return
         if not assign:
+            if self._holds_alike(loaded):
+                with torch.no_grad():
+                    self.weight.copy_(loaded)  # in place, so that tied weights stay tied
+                return
             device = loaded.device if self.weight.device.type == "meta" else self.weight.device
             loaded = loaded.to(device, copy=True)
         self.weight = Parameter(loaded, requires_grad=False)
+
+    def _holds_alike(self, loaded: QTensor) -> bool:
+        """Whether the values of `loaded` fit into the frozen weight as it is."""
+        weight = self.weight
+        if not isinstance(weight, QTensor) or weight.device.type == "meta" or weight.dtype != loaded.dtype:
+            return False
+        kinds = [[inner.dtype for inner in t.inner_tensors().values()] for t in (weight, loaded)]
+        return weight.metadata() == loaded.metadata() and kinds[0] == kinds[1]
 
     def set_weight_from_state_dict(self, state_dict: MutableMapping[str, Any], prefix: str) -> None:
         """Make the tensors under `prefix` the frozen weight, as they are.
@@ -399,7 +531,8 @@ class QModuleMixin(ABC):
     ) -> WeightQBytesTensor | WeightQBitsTensor | None:
         """The weight made of the tensors under `prefix`, which are taken out; None if some are missing."""
         assert self.weight_qtype is not None
-        size, stride = self.weight.size(), self.weight.stride()
+        size = self.quantized_size
+        stride = self.weight.stride() if size == self.weight.size() else contiguous_strides(size)
         if self.weight_qtype.bits == 8:
             return WeightQBytesTensor.load_from_state_dict(
                 state_dict, prefix, self.weight_qtype, 0, size, stride, self.activation_qtype, missing_keys
@@ -411,7 +544,7 @@ class QModuleMixin(ABC):
     def _expected_parts(self, prefix: str) -> dict[str, tuple[torch.dtype | None, list[tuple[int, ...]]]]:
         """The dtype (None: any float) and the allowed shapes of each tensor that makes up the weight."""
         assert self.weight_qtype is not None
-        size = tuple(self.weight.shape)
+        size = tuple(self.quantized_size)
         if self.weight_qtype.bits == 8:
             return {
                 prefix + "_data": (self.weight_qtype.dtype, [size]),

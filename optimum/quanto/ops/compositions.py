@@ -303,6 +303,81 @@ def linear_codes_qbits(
     return _row_scaled(torch.nn.functional.linear(input.to(torch.float32), weight), input_scale, bias, dtype)
 
 
+def convolve(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    padding_mode: str,
+    groups: int = 1,
+) -> Tensor:
+    functional = torch.nn.functional
+    function = functional.conv1d if len(stride) == 1 else functional.conv2d
+    before, after = list(padding[::2]), list(padding[1::2])
+    if padding_mode != "zeros" or before != after:
+        # torch pads the last dimension first.
+        pairs = [amount for d in reversed(range(len(stride))) for amount in padding[2 * d : 2 * d + 2]]
+        input = functional.pad(input, pairs, "constant" if padding_mode == "zeros" else padding_mode)
+        before = [0] * len(stride)
+    return function(input, weight, bias, list(stride), before, list(dilation), groups)
+
+
+def conv_qbytes(
+    input: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    padding_mode: str,
+) -> Tensor:
+    weight = dequantize_symmetric(data, scale.reshape(-1, *[1] * (data.ndim - 1))).to(input.dtype)
+    bias = None if bias is None else bias.to(input.dtype)
+    return convolve(input, weight, bias, stride, padding, dilation, padding_mode)
+
+
+def conv_qbits(
+    input: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    group_size: int,
+    size: Sequence[int],
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    padding_mode: str,
+) -> Tensor:
+    weight = dequantize_affine(data, scale, shift, bits, 0, group_size or None, size, True).to(input.dtype)
+    bias = None if bias is None else bias.to(input.dtype)
+    return convolve(input, weight, bias, stride, padding, dilation, padding_mode)
+
+
+def embedding_qbytes(indices: Tensor, data: Tensor, scale: Tensor) -> Tensor:
+    rows = data.view(torch.uint8)[indices].view(data.dtype)  # not every device indexes float8
+    return dequantize_symmetric(rows, scale.reshape(-1) if scale.numel() == 1 else scale.reshape(-1, 1)[indices])
+
+
+def embedding_qbits(
+    indices: Tensor, data: Tensor, scale: Tensor, shift: Tensor, bits: int, group_size: int, size: Sequence[int]
+) -> Tensor:
+    rows, columns = size
+    group_size = group_size or columns
+    groups = columns // group_size
+    # Grouped row r = index * groups + j lies in field r // packed of packed row r % packed.
+    packed = packed_rows(rows * groups, bits)
+    grouped = indices.unsqueeze(-1) * groups + torch.arange(groups, device=indices.device)
+    codes = data.reshape(packed, group_size)[grouped % packed]
+    codes = (codes >> (bits * (grouped // packed)).to(torch.uint8).unsqueeze(-1)) & (2**bits - 1)
+    scale, shift = scale.reshape(-1, 1)[grouped], shift.reshape(-1, 1)[grouped]
+    return dequantize_affine(codes, scale, shift, bits, 0, None, (*indices.shape, columns), False)
+
+
 def register() -> None:
     """Register every composition for the devices that have no kernel of their own."""
     for composition in (
@@ -327,5 +402,9 @@ def register() -> None:
         linear_qbits,
         linear_codes_qbytes,
         linear_codes_qbits,
+        conv_qbytes,
+        conv_qbits,
+        embedding_qbytes,
+        embedding_qbits,
     ):
         torch.library.impl(f"quanto::{composition.__name__}", "default", composition)

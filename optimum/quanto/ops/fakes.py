@@ -156,6 +156,63 @@ def _linear_codes_qbits(
     return torch.empty((*input.shape[:-1], out_features), dtype=dtype, device=input.device)
 
 
+def _conv(
+    input: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    dims = len(stride)
+    outputs = [
+        (input.shape[d - dims] + padding[2 * d] + padding[2 * d + 1] - dilation[d] * (size[d - dims] - 1) - 1)
+        // stride[d]
+        + 1
+        for d in range(dims)
+    ]
+    output = input.new_empty((*input.shape[: -dims - 1], size[0], *outputs))
+    channels_last = (
+        input.ndim == 4 and not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
+    )
+    return output.contiguous(memory_format=torch.channels_last) if channels_last else output
+
+
+def _conv_qbytes(
+    input: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    padding_mode: str,
+) -> Tensor:
+    return _conv(input, data.shape, stride, padding, dilation)
+
+
+def _conv_qbits(
+    input: Tensor,
+    data: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    group_size: int,
+    size: Sequence[int],
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    padding_mode: str,
+) -> Tensor:
+    return _conv(input, size, stride, padding, dilation)
+
+
+def _embedding_qbytes(indices: Tensor, data: Tensor, scale: Tensor) -> Tensor:
+    return scale.new_empty((*indices.shape, data.shape[1]))
+
+
+def _embedding_qbits(
+    indices: Tensor, data: Tensor, scale: Tensor, shift: Tensor, bits: int, group_size: int, size: Sequence[int]
+) -> Tensor:
+    return scale.new_empty((*indices.shape, size[1]))
+
+
 def register() -> None:
     """Register every function of this file as the fake of the operator of its name."""
     for fake in (
@@ -180,5 +237,9 @@ def register() -> None:
         _linear_qbits,
         _linear_codes_qbytes,
         _linear_codes_qbits,
+        _conv_qbytes,
+        _conv_qbits,
+        _embedding_qbytes,
+        _embedding_qbits,
     ):
         torch.library.register_fake(f"quanto::{fake.__name__.removeprefix('_')}", fake)

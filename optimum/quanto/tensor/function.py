@@ -6,7 +6,22 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["QuantizedLinearFunction"]
+__all__ = ["QuantizedLinearFunction", "float_input"]
+
+
+def float_input(op: str, input: Tensor, scale: Tensor) -> Tensor:
+    """The input of a function of a weight with that scale, dequantized if it is not float.
+
+    Raises:
+        RuntimeError: its device or dtype is not that of the weight.
+    """
+    if hasattr(input, "dequantize") and hasattr(input, "qtype"):
+        input = input.dequantize()
+    if input.device != scale.device:
+        raise RuntimeError(f"[{op}] input: got device {input.device}, expected {scale.device}")
+    if input.dtype != scale.dtype:
+        raise RuntimeError(f"[{op}] input: got {input.dtype}, expected {scale.dtype}, the dtype of the weight")
+    return input
 
 
 class QuantizedLinearFunction(torch.autograd.Function):

@@ -12,6 +12,16 @@ from .wrapper import WrapperTensor
 __all__ = ["PackedTensor", "pack_weights"]
 
 
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides of a contiguous tensor of that shape."""
+    strides = []
+    step = 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
 def pack_weights(intweights: Tensor, bits: int) -> Tensor:
     """Pack uint8 codes along their first dimension, 8 / bits to a byte.
 

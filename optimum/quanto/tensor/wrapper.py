@@ -104,7 +104,7 @@ class WrapperTensor(Tensor):
         if type(self) is not type(other) or self.size() != other.size() or self.metadata() != other.metadata():
             return False
         pairs = zip(self.inner_tensors().values(), other.inner_tensors().values(), strict=True)
-        return all(_same_values(mine, theirs) for mine, theirs in pairs)
+        return all(same_values(mine, theirs) for mine, theirs in pairs)
 
     def numpy(self, *, force: bool = False) -> Any:
         return self.as_plain().cpu().numpy(force=force)
@@ -149,7 +149,8 @@ def _rebuild(
     return rebuilt
 
 
-def _same_values(a: Tensor, b: Tensor) -> bool:
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and bytes."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     if isinstance(a, WrapperTensor):

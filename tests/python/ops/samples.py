@@ -250,10 +250,90 @@ def _histogram_scales(name: str, counts: Tensor, exponent: Tensor) -> Iterator[S
             yield Sample("percentile_scale", (counts, exponent, qtype, percentile), f"{name}-{qtype}-{percentile}")
 
 
+# Input shape, weight shape, stride, padding (before and after each dimension), dilation.
+CONVOLUTIONS = [
+    ((2, 5, 6, 7), (4, 5, 3, 3), [1, 1], [1, 1, 1, 1], [1, 1]),
+    ((1, 3, 9, 8), (7, 3, 3, 2), [2, 3], [0, 1, 2, 1], [1, 2]),
+    ((3, 32, 4, 5), (9, 32, 1, 1), [1, 1], [0, 0, 0, 0], [1, 1]),
+    ((2, 32, 5, 5), (3, 32, 1, 1), [2, 2], [1, 1, 0, 0], [1, 1]),
+    ((4, 5, 6), (3, 4, 2, 3), [1, 1], [0, 0, 1, 1], [2, 1]),  # without a batch
+    ((0, 3, 5, 5), (2, 3, 3, 3), [1, 1], [1, 1, 1, 1], [1, 1]),
+    ((2, 6, 13), (5, 6, 5), [2], [2, 2], [1]),
+    ((6, 17), (4, 6, 7), [1], [3, 2], [2]),
+    ((2, 1, 20, 19), (2, 1, 7, 4), [3, 1], [3, 3, 2, 1], [1, 1]),
+    ((1, 8, 4, 4), (3, 8, 4, 4), [1, 1], [0, 0, 0, 0], [1, 1]),
+]
+
+
+def _images(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    x = torch.randn(shape).to(dtype)
+    yield "dense", x
+    if len(shape) == 4:
+        yield "channels last", x.to(memory_format=torch.channels_last)
+    yield "strided", torch.randn((*shape[:-1], 2 * shape[-1])).to(dtype)[..., ::2]
+
+
+def _conv() -> Iterator[Sample]:
+    modes = ("zeros", "reflect", "replicate", "circular")
+    for dtype in DTYPES:
+        for number, (shape, weight, stride, padding, dilation) in enumerate(CONVOLUTIONS):
+            base, bias = torch.randn(weight).to(dtype), torch.randn(weight[0]).to(dtype)
+            for index, (kind, x) in enumerate(_images(shape, dtype)):
+                mode = modes[(number + index) % 4]
+                rest = (bias if (number + index) % 2 else None, stride, padding, dilation, mode)
+                name = f"{str(dtype)[6:]}-{'x'.join(map(str, weight))}-{kind}-{mode}"
+                for qtype, codes in CODES.items():
+                    scale = QUANTO.absmax_scale(base, qtype, 0)
+                    data = QUANTO.quantize_symmetric(base, codes, 0, scale)
+                    yield Sample("conv_qbytes", (x, data, scale, *rest), f"{name}-{qtype}")
+                yield from _conv_qbits(name, x, base, rest)
+
+
+def _conv_qbits(name: str, x: Tensor, base: Tensor, rest: tuple[Any, ...]) -> Iterator[Sample]:
+    group_size = 32 if base[0].numel() % 32 == 0 else 0
+    for bits in (2, 4):
+        scale, shift = QUANTO.minmax_scale(base, f"qint{bits}", 0, group_size or None)
+        packed = QUANTO.quantize_affine_packed(base, bits, 0, group_size or None, scale, shift)
+        arguments = (x, packed, scale, shift, bits, group_size, list(base.shape), *rest)
+        yield Sample("conv_qbits", arguments, f"{name}-{bits}")
+
+
+def _indices(rows: int) -> Iterator[tuple[str, Tensor]]:
+    yield "int64", torch.randint(0, rows, (2, 3))
+    yield "int32", torch.randint(0, rows, (7,), dtype=torch.int32)
+    yield "scalar", torch.tensor(rows - 1)
+    yield "empty", torch.empty(0, 4, dtype=torch.int64)
+    yield "strided", torch.randint(0, rows, (4, 6)).t()[::2]
+
+
+def _embedding() -> Iterator[Sample]:
+    for dtype in DTYPES:
+        for rows, columns, group_size in ((7, 33, 0), (10, 64, 32), (5, 96, 96), (1, 8, 0), (9, 64, 32)):
+            base = torch.randn(rows, columns).to(dtype)
+            for kind, indices in _indices(rows):
+                name = f"{str(dtype)[6:]}-{rows}x{columns}-{kind}"
+                for qtype, codes in CODES.items():
+                    axis = None if rows == 1 else 0
+                    scale = QUANTO.absmax_scale(base, qtype, axis)
+                    data = QUANTO.quantize_symmetric(base, codes, axis, scale)
+                    yield Sample("embedding_qbytes", (indices, data, scale), f"{name}-{qtype}")
+                yield from _embedding_qbits(name, indices, base, group_size)
+
+
+def _embedding_qbits(name: str, indices: Tensor, base: Tensor, group_size: int) -> Iterator[Sample]:
+    for bits in (2, 4):
+        scale, shift = QUANTO.minmax_scale(base, f"qint{bits}", 0, group_size or None)
+        zero_point = (shift / scale).round().clamp(0, 2**bits - 1).to(torch.uint8)
+        for kind, offset in (("float", shift), ("integer", zero_point)):
+            packed = QUANTO.quantize_affine_packed(base, bits, 0, group_size or None, scale, offset)
+            arguments = (indices, packed, scale, offset, bits, group_size, list(base.shape))
+            yield Sample("embedding_qbits", arguments, f"{name}-{bits}-{kind}")
+
+
 def all_samples() -> list[Sample]:
     torch.manual_seed(0)
-    exact = [*_symmetric(), *_per_token(), *_affine(), *_packing(), *_histograms()]
-    return [*exact, *_linear(), *_linear_codes(), *_qbytes_mm()]
+    exact = [*_symmetric(), *_per_token(), *_affine(), *_packing(), *_histograms(), *_embedding()]
+    return [*exact, *_linear(), *_linear_codes(), *_qbytes_mm(), *_conv()]
 
 
 def few(samples: list[Sample], wanted: Callable[[Sample], bool] = lambda _: True, step: int = 23) -> list[Sample]:

@@ -1,5 +1,6 @@
 """Every operator against plain torch, on every instruction set, traced, and as a composition."""
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -21,7 +22,8 @@ QUANTO = torch.ops.quanto
 SAMPLES = all_samples()
 LINEAR_CODES = ("linear_codes_qbytes", "linear_codes_qbits")
 LINEAR = ("linear_qbytes", "linear_qbits", "qbytes_mm", *LINEAR_CODES)
-EXACT = [s for s in SAMPLES if s.op not in LINEAR]
+CONV = ("conv_qbytes", "conv_qbits")
+EXACT = [s for s in SAMPLES if s.op not in LINEAR + CONV]
 
 
 def _bits(t):
@@ -153,6 +155,119 @@ def test_products_of_integers_are_exact_before_they_are_scaled(isa):
     for rows in (1, 7, 40):
         y = QUANTO.linear_codes_qbytes(x[:rows], torch.ones(()), w, torch.ones(()), None, torch.float32)
         assert torch.equal(y, (x[:rows].long() @ w.long().T).float())
+
+
+def _patches(x, weight, stride, padding, dilation, mode):
+    """What each output position sees, in float64: (batch, positions, elements), and the spatial size."""
+    dims = len(stride)
+    x, weight = x.double(), list(weight)
+    if x.ndim == dims + 1:
+        x = x[None]
+    pairs = [p for d in reversed(range(dims)) for p in padding[2 * d : 2 * d + 2]]
+    x = torch.nn.functional.pad(x, pairs, "constant" if mode == "zeros" else mode)
+    if dims == 1:
+        x, stride, dilation, kernel = x[:, :, None], [1, *stride], [1, *dilation], [1, weight[-1]]
+    else:
+        kernel = weight[-2:]
+    size = [(x.shape[2 + d] - dilation[d] * (kernel[d] - 1) - 1) // stride[d] + 1 for d in range(2)]
+    # Every kernel element as a strided view: an independent way to the same rows as im2col.
+    views = [
+        x[
+            :,
+            :,
+            i * dilation[0] : i * dilation[0] + (size[0] - 1) * stride[0] + 1 : stride[0],
+            j * dilation[1] : j * dilation[1] + (size[1] - 1) * stride[1] + 1 : stride[1],
+        ]
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]
+    rows = torch.stack(views, 2).flatten(1, 2).flatten(2)
+    return rows.transpose(1, 2), size[2 - dims :]
+
+
+def _weight_of_conv(sample: Sample):
+    if sample.op == "conv_qbytes":
+        _, data, scale, *_ = sample.args
+        value, magnitude = decoded(data, scale.reshape(-1, *[1] * (data.ndim - 1)))
+        size = data.shape
+    else:
+        _, packed, scale, shift, bits, group_size, size, *_ = sample.args
+        K = torch.Size(size[1:]).numel()
+        rows = size[0] * (K // (group_size or K))
+        codes = QUANTO.unpack(packed.reshape(packed.shape[0], -1), bits)[:rows]
+        value, magnitude = decoded(codes, scale.reshape(rows, 1), shift.reshape(rows, 1))
+    return size, value.reshape(size[0], -1), magnitude.reshape(size[0], -1)
+
+
+@pytest.mark.parametrize("op", CONV)
+def test_convolutions_match_the_oracle(isa, op):
+    checked = 0
+    for sample in [s for s in SAMPLES if s.op == op]:
+        size, value, magnitude = _weight_of_conv(sample)
+        bias, *walk = sample.args[-5:]
+        x, y = sample.args[0], sample()
+        rows, spatial = _patches(x, size, *walk)
+        assert y.dtype == x.dtype
+        assert y.shape == (*x.shape[: x.ndim - len(spatial) - 1], size[0], *spatial)
+        by_position = y.reshape(rows.shape[0], size[0], rows.shape[1]).transpose(1, 2)
+        misfit, where = misfit_of_product(rows, value, magnitude, bias, by_position)
+        assert misfit <= 1, f"{sample}: {where}"
+        last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+        checked += 1
+    assert checked > 100
+
+
+@pytest.mark.parametrize("op", CONV)
+def test_compositions_of_convolutions_are_close(op):
+    for sample in [s for s in SAMPLES if s.op == op and s.args[0].dtype == torch.float32]:
+        found = getattr(compositions, op)(*sample.args)
+        torch.testing.assert_close(found, sample(), rtol=1e-5, atol=1e-5)
+
+
+def test_convolutions_do_not_read_past_their_input(isa):
+    """Rows of three elements are copied four at a time, but for the last ones; a page that ends there would tell."""
+    import mmap
+
+    page = mmap.PAGESIZE
+    for shape in ((1, 4, 16, 16), (1, 1, 32, 32)):
+        count = torch.Size(shape).numel()
+        assert count * 4 % page == 0
+        mapped = mmap.mmap(-1, count * 4 + page)
+        libc = ctypes.CDLL(None, use_errno=True)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        assert libc.mprotect(ctypes.c_void_p(address + count * 4), page, 0) == 0
+        x = torch.frombuffer(mapped, dtype=torch.float32, count=count).view(shape)
+        x.copy_(torch.randn(shape))
+        data = torch.randint(-127, 128, (2, shape[1], 3, 3), dtype=torch.int8)
+        y = QUANTO.conv_qbytes(x, data, torch.ones(1), None, [1, 1], [0] * 4, [1, 1], "zeros")
+        expected = torch.nn.functional.conv2d(x.double(), data.double())
+        torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-3)
+        assert libc.mprotect(ctypes.c_void_p(address + count * 4), page, 3) == 0
+
+
+def test_rows_of_tables_are_those_of_the_whole_table(isa):
+    checked = 0
+    for sample in [s for s in SAMPLES if s.op.startswith("embedding")]:
+        indices, data, scale, *rest = sample.args
+        if sample.op == "embedding_qbytes":
+            table = QUANTO.dequantize_symmetric(data, scale)
+        else:
+            shift, bits, group_size, size = rest
+            table = QUANTO.dequantize_affine(data, scale, shift, bits, 0, group_size or None, size, True)
+        assert _equal(sample(), table[indices]), str(sample)
+        checked += 1
+    assert checked > 300
+
+
+@pytest.mark.parametrize("index", [-1, 7])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_an_index_without_a_row_is_an_error_that_names_it(index, dtype):
+    base = torch.randn(7, 32)
+    scale = QUANTO.absmax_scale(base, "qint8", 0)
+    data = QUANTO.quantize_symmetric(base, torch.int8, 0, scale)
+    with pytest.raises(IndexError, match=rf"\[embedding_qbytes\] index: got {index}, expected 0 to 6"):
+        QUANTO.embedding_qbytes(torch.tensor([0, index], dtype=dtype), data, scale)
 
 
 def test_qbytes_mm_is_what_the_predecessor_computes(isa):
@@ -331,6 +446,7 @@ def test_fake_quantization_is_quantization_there_and_back(isa, op):
         assert torch.equal(sample().view(torch.uint8), _there_and_back(sample).view(torch.uint8)), str(sample)
 
 
+PLAIN_WALK = ([1, 1], [0, 0, 0, 0], [1, 1])
 ERRORS = {
     "[fake_quantize_symmetric] scale: got float32, expected bfloat16": lambda: QUANTO.fake_quantize_symmetric(
         torch.ones(2, 2, dtype=torch.bfloat16), "qint8", 0, torch.ones(2, 1)
@@ -395,6 +511,27 @@ ERRORS = {
     ),
     "[quantize_per_token] dtype: got float32, expected int8": lambda: QUANTO.quantize_per_token(
         torch.ones(2, 4), torch.float32
+    ),
+    "[conv_qbytes] input: got shape (2, 3), expected 3 or 4 dimensions": lambda: QUANTO.conv_qbytes(
+        torch.ones(2, 3), torch.ones(5, 4, 3, 3, dtype=torch.int8), torch.ones(1), None, *PLAIN_WALK, "zeros"
+    ),
+    "[conv] weight: got 36 elements per filter, expected 27 for an input of 3 channels": lambda: QUANTO.conv_qbytes(
+        torch.ones(2, 3, 4, 4), torch.ones(5, 4, 3, 3, dtype=torch.int8), torch.ones(1), None, *PLAIN_WALK, "zeros"
+    ),
+    "[conv] height: got 2 with its padding, expected at least the 3": lambda: QUANTO.conv_qbytes(
+        torch.ones(2, 4, 2, 4), torch.ones(5, 4, 3, 3, dtype=torch.int8), torch.ones(1), None, *PLAIN_WALK, "zeros"
+    ),
+    "[conv_qbytes] padding_mode: got edge, expected zeros, reflect": lambda: QUANTO.conv_qbytes(
+        torch.ones(2, 4, 4, 4), torch.ones(5, 4, 3, 3, dtype=torch.int8), torch.ones(1), None, *PLAIN_WALK, "edge"
+    ),
+    "[conv] padding: got 4, expected at most 3 for this mode and the input's width": lambda: QUANTO.conv_qbytes(
+        torch.ones(2, 4, 4), torch.ones(5, 2, 3, dtype=torch.int8), torch.ones(1), None, [1], [4, 0], [1], "reflect"
+    ),
+    "[conv_qbytes] stride: got 1 values, expected 2": lambda: QUANTO.conv_qbytes(
+        torch.ones(2, 4, 4, 4), torch.ones(5, 4, 3, 3, dtype=torch.int8), torch.ones(1), None, [1], [0] * 4, [1, 1], ""
+    ),
+    "[embedding_qbytes] indices: got float32, expected int32 or int64": lambda: QUANTO.embedding_qbytes(
+        torch.ones(2), torch.ones(5, 4, dtype=torch.int8), torch.ones(1)
     ),
     "[linear_qbits] data: got shape (1, 64), expected 128 elements": lambda: QUANTO.linear_qbits(
         torch.ones(2, 64), torch.ones(1, 64, dtype=torch.uint8), torch.ones(4, 1), torch.ones(4, 1), 4, 0, 4, None

@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops import linear_qbits
+from ...ops import ConvWalk, PackedLayout, conv_qbits, embedding_qbits, linear_qbits
+from ...ops.compositions import convolve
 from ..activations.qbytes import ActivationQBytesTensor
-from ..function import QuantizedLinearFunction
+from ..function import QuantizedLinearFunction, float_input
 from ..grouped import grouped_shape
-from ..packed import PackedTensor
+from ..packed import PackedTensor, contiguous_strides
 from ..qbits import QBitsTensor
 from ..qtype import qtype as QType
 from ..wrapper import WrapperTensor
@@ -33,20 +34,11 @@ class _Quantize(torch.autograd.Function):
         return grads[0], None, None, None, None, None
 
 
-def _contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
-    strides = []
-    step = 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
-
-
 def _packed_codes(
     packed: Tensor, qtype: QType, axis: int, group_size: int | None, size: Sequence[int]
 ) -> PackedTensor:
     shape = tuple(size) if group_size is None else grouped_shape(size, axis, group_size)
-    return PackedTensor(packed, qtype.bits, shape, _contiguous_strides(shape))
+    return PackedTensor(packed, qtype.bits, shape, contiguous_strides(shape))
 
 
 class WeightQBitsTensor(QBitsTensor):
@@ -229,6 +221,30 @@ class WeightQBitsTensor(QBitsTensor):
         assert isinstance(self._data, PackedTensor)
         group_size = self._group_size or 0
         return self._data._data, self._scale, self._shift, self._qtype.bits, group_size, self._size[0]
+
+    def conv(self, input: Tensor, bias: Tensor | None, walk: ConvWalk) -> Tensor:
+        """The convolution of `input` with filters along the first axis; no gradients for the weight."""
+        scale = self._scale
+        input = float_input("conv", input, scale)
+        if self._axis != 0 or not isinstance(self._data, PackedTensor):
+            return convolve(input, self.dequantize(), bias, *walk)
+        layout = PackedLayout(self._qtype.bits, self._group_size or 0, self._size)
+        return conv_qbits(input, self._data._data, scale, self._shift, layout, bias, walk)
+
+    def embedding(self, indices: Tensor) -> Tensor:
+        """The rows that `indices` name, dequantized."""
+        if self._axis != 0 or not isinstance(self._data, PackedTensor):
+            return torch.nn.functional.embedding(indices, self.dequantize())
+        rows, columns = self._size
+        return embedding_qbits(
+            indices,
+            self._data._data,
+            self._scale,
+            self._shift,
+            self._qtype.bits,
+            self._group_size or 0,
+            (rows, columns),
+        )
 
 
 torch.serialization.add_safe_globals([WeightQBitsTensor])

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ops import linear_qbytes
+from ...ops import ConvWalk, conv_qbytes, embedding_qbytes, linear_qbytes
+from ...ops.compositions import convolve
 from ..activations.qbytes import ActivationQBytesTensor
-from ..function import QuantizedLinearFunction
+from ..function import QuantizedLinearFunction, float_input
 from ..qbytes import QBytesTensor
 from ..qtype import qtype as QType
 from ..wrapper import WrapperTensor
@@ -179,6 +180,20 @@ class WeightQBytesTensor(QBytesTensor):
         """`linear` of 8-bit codes `(..., K)` with a scale for all of them or for each row; without gradients."""
         scale = self._scale
         return torch.ops.quanto.linear_codes_qbytes(codes, codes_scale, self._data, scale, bias, scale.dtype)
+
+    def conv(self, input: Tensor, bias: Tensor | None, walk: ConvWalk) -> Tensor:
+        """The convolution of `input` with filters along the first axis; no gradients for the weight."""
+        scale = self._scale
+        input = float_input("conv", input, scale)
+        if self._axis == -1:
+            return convolve(input, self.dequantize(), bias, *walk)
+        return conv_qbytes(input, self._data, scale, bias, walk)
+
+    def embedding(self, indices: Tensor) -> Tensor:
+        """The rows that `indices` name, dequantized."""
+        if self._axis == -1:
+            return torch.nn.functional.embedding(indices, self.dequantize())
+        return embedding_qbytes(indices, self._data, self._scale)
 
     def transposed(self) -> "WeightQBytesTensor":
         """The same codes with rows and columns exchanged; no data moves."""

@@ -1,0 +1,375 @@
+#include "quanto/conv.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "buffer.h"
+#include "check.h"
+#include "quanto/parallel.h"
+
+namespace quanto {
+namespace {
+
+using Index = std::int64_t;
+
+// A block has rows for about this many bytes of patches, and at least as many as share the decoding of a panel.
+constexpr Index kPatchBytes = Index{4} << 20;
+constexpr Index kFewestPositions = 512;
+constexpr Index kTile = 32;           // positions copied together, so that the rows they share stay in the L1 cache
+constexpr Index kRunsTogether = 192;  // runs of neighbouring elements that a tile copies before it moves on
+constexpr Index kGrain = 1 << 14;     // elements that are worth a thread
+
+template <class T>
+void copy_elements(const T* from, Index count, T* to) {
+  std::memcpy(to, from, static_cast<std::size_t>(count) * sizeof(T));
+}
+
+void check_padding(const ConvAxis& axis, PaddingMode mode, const char* what) {
+  const Index largest = std::max(axis.pad_before, axis.pad_after);
+  const Index allowed = mode == PaddingMode::reflect ? axis.size - 1 : axis.size;
+  if (axis.pad_before < 0 || axis.pad_after < 0) {
+    fail("conv", "padding", std::to_string(std::min(axis.pad_before, axis.pad_after)), "0 or more");
+  }
+  if ((mode == PaddingMode::reflect || mode == PaddingMode::circular) && largest > allowed) {
+    fail("conv", "padding", std::to_string(largest),
+         "at most " + std::to_string(allowed) + " for this mode and the input's " + what);
+  }
+}
+
+void check_axis(const ConvAxis& axis, PaddingMode mode, const char* what) {
+  const auto check = [&](const char* name, Index value, Index least) {
+    if (value < least) fail("conv", name, std::to_string(value), std::to_string(least) + " or more");
+  };
+  check(what, axis.size, 0);
+  check("kernel_size", axis.kernel, 1);
+  check("stride", axis.stride, 1);
+  check("dilation", axis.dilation, 1);
+  check_padding(axis, mode, what);
+  if (axis.size == 0 || axis.padded() < axis.extent()) {
+    fail("conv", what, std::to_string(axis.padded()) + " with its padding",
+         "at least the " + std::to_string(axis.extent()) + " that the kernel spans");
+  }
+}
+
+/// For each coordinate of the padded dimension the one of the input, or -1 for a zero.
+std::vector<Index> source_coordinates(const ConvAxis& axis, PaddingMode mode) {
+  std::vector<Index> source(static_cast<std::size_t>(axis.padded()));
+  const Index last = axis.size - 1;
+  for (Index j = 0; j < axis.padded(); ++j) {
+    Index i = j - axis.pad_before;
+    if (i < 0 || i > last) {
+      switch (mode) {
+        case PaddingMode::zeros:
+          i = -1;
+          break;
+        case PaddingMode::reflect:
+          i = i < 0 ? -i : 2 * last - i;
+          break;
+        case PaddingMode::replicate:
+          i = i < 0 ? 0 : last;
+          break;
+        case PaddingMode::circular:
+          i = i < 0 ? i + axis.size : i - axis.size;
+          break;
+      }
+    }
+    source[static_cast<std::size_t>(j)] = i;
+  }
+  return source;
+}
+
+/// Elements between neighbours of an image tensor.
+struct ImageStrides {
+  Index image, channel, row, col;
+
+  ImageStrides(ImageLayout layout, Index channels, Index height, Index width) : image(channels * height * width) {
+    const bool planar = layout == ImageLayout::planar;
+    channel = planar ? height * width : 1;
+    row = planar ? width : width * channels;
+    col = planar ? 1 : channels;
+  }
+};
+
+/// Copies padded rows of images into planes, channel by channel.
+template <class T>
+class PlaneFiller {
+ public:
+  PlaneFiller(const ConvShape& shape, const ImageView& x)
+      : shape_(shape),
+        x_(static_cast<const T*>(x.data)),
+        strides_(x.layout, shape.channels, shape.height.size, shape.width.size),
+        rows_(source_coordinates(shape.height, shape.padding_mode)),
+        cols_(source_coordinates(shape.width, shape.padding_mode)) {}
+
+  /// Rows [begin, end) of the padded image for `channels` channels from `channel` on, planes `plane` elements apart.
+  void fill(Index image, Index channel, Index channels, Index begin, Index end, Index plane, T* planes) const {
+    const Index width = shape_.width.padded();
+    // A row at a time of all of them: channels that are last lie in one cache line.
+    for (Index j = begin; j < end; ++j) {
+      const Index source = rows_[static_cast<std::size_t>(j)];
+      for (Index c = 0; c < channels; ++c) {
+        T* row = planes + c * plane + (j - begin) * width;
+        if (source < 0) {
+          std::fill(row, row + width, T{});
+        } else {
+          fill_row(x_ + image * strides_.image + (channel + c) * strides_.channel + source * strides_.row, row);
+        }
+      }
+    }
+  }
+
+ private:
+  void fill_row(const T* from, T* row) const {
+    const Index before = shape_.width.pad_before, size = shape_.width.size;
+    fill_border(from, 0, before, row);
+    if (strides_.col == 1) {
+      copy_elements(from, size, row + before);
+    } else {
+      for (Index i = 0; i < size; ++i) copy_elements(from + i * strides_.col, 1, row + before + i);
+    }
+    fill_border(from, before + size, shape_.width.padded(), row);
+  }
+
+  void fill_border(const T* from, Index begin, Index end, T* row) const {
+    for (Index i = begin; i < end; ++i) {
+      const Index source = cols_[static_cast<std::size_t>(i)];
+      source < 0 ? static_cast<void>(row[i] = T{}) : copy_elements(from + source * strides_.col, 1, row + i);
+    }
+  }
+
+  const ConvShape& shape_;
+  const T* x_;
+  ImageStrides strides_;
+  std::vector<Index> rows_, cols_;
+};
+
+/// Runs of kLength elements, the first at from + offsets[0], ... one behind the other.
+template <class T, int kLength>
+void copy_runs(const T* from, const Index* offsets, Index runs, T* to) {
+  // Three elements are moved as four, the last of which the next run replaces.
+  constexpr int kMoved = kLength == 3 ? 4 : kLength;
+  for (Index r = 0; r + 1 < runs; ++r) copy_elements<T>(from + offsets[r], kMoved, to + r * kLength);
+  copy_elements<T>(from + offsets[runs - 1], kLength, to + (runs - 1) * kLength);
+}
+
+template <class T>
+void copy_runs(Index length, const T* from, const Index* offsets, Index runs, T* to) {
+  switch (length) {
+    case 1:
+      return copy_runs<T, 1>(from, offsets, runs, to);
+    case 2:
+      return copy_runs<T, 2>(from, offsets, runs, to);
+    case 3:
+      return copy_runs<T, 3>(from, offsets, runs, to);
+    case 4:
+      return copy_runs<T, 4>(from, offsets, runs, to);
+    case 5:
+      return copy_runs<T, 5>(from, offsets, runs, to);
+    case 7:
+      return copy_runs<T, 7>(from, offsets, runs, to);
+    default:
+      for (Index r = 0; r < runs; ++r) copy_elements<T>(from + offsets[r], length, to + r * length);
+  }
+}
+
+/// Consecutive rows of outputs, counted through all images.
+struct Block {
+  Index begin, end;
+};
+
+template <class T>
+class Patches {
+ public:
+  Patches(const ConvShape& shape, const ImageView& x)
+      : shape_(shape),
+        filler_(shape, x),
+        x_(static_cast<const T*>(x.data)),
+        padded_(x.layout != ImageLayout::planar || shape.height.padded() != shape.height.size ||
+                shape.width.padded() != shape.width.size),
+        out_height_(shape.height.outputs()),
+        out_width_(shape.width.outputs()),
+        length_(shape.width.dilation == 1 ? shape.width.kernel : 1) {}
+
+  Index depth() const { return shape_.channels * shape_.height.kernel * shape_.width.kernel; }
+
+  /// Copies the patches of a block of output rows into `out`, row-major positions x depth().
+  void gather(const Block& block, T* out) {
+    prepare(block);
+    const Index positions = (block.end - block.begin) * out_width_;
+    parallel_for((positions + kTile - 1) / kTile, std::max<Index>(1, kGrain / (kTile * depth())),
+                 [&](Index begin, Index end) {
+                   for (Index tile = begin; tile < end; ++tile) {
+                     gather_tile(block, tile * kTile, std::min((tile + 1) * kTile, positions), out);
+                   }
+                 });
+  }
+
+ private:
+  /// The part of a block that lies in one image: output rows [row, row + rows).
+  struct Segment {
+    Index image, row, rows;
+  };
+
+  Segment segment(const Block& block, Index number) const {
+    const Index image = block.begin / out_height_ + number;
+    const Index row = number == 0 ? block.begin % out_height_ : 0;
+    return {image, row, std::min(out_height_, block.end - image * out_height_) - row};
+  }
+
+  Index input_rows(Index rows) const { return (rows - 1) * shape_.height.stride + shape_.height.extent(); }
+
+  /// Fills the padded rows that the block needs, and the offsets of the runs of a patch in them.
+  void prepare(const Block& block) {
+    const Index segments = (block.end - 1) / out_height_ - block.begin / out_height_ + 1;
+    const Index rows = padded_ ? input_rows(std::min(block.end - block.begin, out_height_)) : shape_.height.size;
+    row_stride_ = shape_.width.padded();
+    const Index plane = rows * row_stride_;
+    image_stride_ = shape_.channels * plane;
+    set_offsets(plane);
+    if (!padded_) return;
+    const Index elements = segments * image_stride_;
+    if (elements > capacity_) {
+      planes_ = allocate(static_cast<std::size_t>(elements) * sizeof(T));
+      capacity_ = elements;
+    }
+    constexpr Index kTogether = 64 / sizeof(T);  // channels of a cache line
+    const Index parts = (shape_.channels + kTogether - 1) / kTogether;
+    const Index grain = std::max<Index>(1, kGrain / (plane * std::min(kTogether, shape_.channels)));
+    parallel_for(segments * parts, grain, [&](Index begin, Index end) {
+      for (Index unit = begin; unit < end; ++unit) {
+        const Segment s = segment(block, unit / parts);
+        const Index channel = unit % parts * kTogether, first = s.row * shape_.height.stride;
+        filler_.fill(s.image, channel, std::min(kTogether, shape_.channels - channel), first,
+                     first + input_rows(s.rows), plane, planes() + unit / parts * image_stride_ + channel * plane);
+      }
+    });
+  }
+
+  void set_offsets(Index plane) {
+    offsets_.clear();
+    const Index runs = length_ == shape_.width.kernel ? 1 : shape_.width.kernel;
+    for (Index c = 0; c < shape_.channels; ++c) {
+      for (Index i = 0; i < shape_.height.kernel; ++i) {
+        for (Index j = 0; j < runs; ++j) {
+          offsets_.push_back(c * plane + i * shape_.height.dilation * row_stride_ + j * shape_.width.dilation);
+        }
+      }
+    }
+  }
+
+  /// The top left element of what position p of the block sees.
+  const T* origin(const Block& block, Index p) const {
+    const Index row = block.begin + p / out_width_, col = p % out_width_ * shape_.width.stride;
+    const Index image = row / out_height_, first = block.begin / out_height_;
+    if (!padded_) return x_ + image * image_stride_ + row % out_height_ * shape_.height.stride * row_stride_ + col;
+    const Index local = row % out_height_ - (image == first ? block.begin % out_height_ : 0);
+    return planes() + (image - first) * image_stride_ + local * shape_.height.stride * row_stride_ + col;
+  }
+
+  void gather_tile(const Block& block, Index begin, Index end, T* out) const {
+    const auto all = static_cast<Index>(offsets_.size());
+    for (Index run = 0; run < all; run += kRunsTogether) {
+      const Index runs = std::min(kRunsTogether, all - run);
+      for (Index p = begin; p < end; ++p) {
+        copy_runs<T>(length_, origin(block, p), offsets_.data() + run, runs, out + p * depth() + run * length_);
+      }
+    }
+  }
+
+  T* planes() const { return static_cast<T*>(planes_.get()); }
+
+  const ConvShape& shape_;
+  PlaneFiller<T> filler_;
+  const T* x_;
+  bool padded_;  ///< whether patches are read from a padded copy of the input
+  Index out_height_, out_width_;
+  Index length_;  ///< of a run of neighbouring elements in a patch
+  Index row_stride_ = 0, image_stride_ = 0;
+  std::vector<Index> offsets_;
+  Buffer planes_;
+  Index capacity_ = 0;
+};
+
+/// Rows of `channels` elements, of consecutive positions, to planes that are `positions` elements apart.
+template <class T>
+void transpose(const T* in, Index rows, Index channels, Index positions, T* out) {
+  constexpr Index kSide = 32;
+  parallel_for((channels + kSide - 1) / kSide, std::max<Index>(1, kGrain / (kSide * rows)),
+               [&](Index begin, Index end) {
+                 for (Index p0 = 0; p0 < rows; p0 += kSide) {
+                   for (Index c = begin * kSide; c < std::min(end * kSide, channels); ++c) {
+                     for (Index p = p0; p < std::min(p0 + kSide, rows); ++p)
+                       out[c * positions + p] = in[p * channels + c];
+                   }
+                 }
+               });
+}
+
+/// A block's results, rows of channels, to planar images.
+template <class T>
+void store_planar(const ConvShape& shape, const Block& block, Index channels, const T* in, T* y) {
+  const Index height = shape.height.outputs(), width = shape.width.outputs(), positions = height * width;
+  for (Index row = block.begin; row < block.end;) {
+    const Index image = row / height, rows = std::min(block.end, (image + 1) * height) - row;
+    transpose(in + (row - block.begin) * width * channels, rows * width, channels, positions,
+              y + image * channels * positions + row % height * width);
+    row += rows;
+  }
+}
+
+/// Whether the input, channels last, is the matrix of patches already.
+bool is_matrix(const ConvShape& s, ImageLayout layout) {
+  const auto plain = [](const ConvAxis& a) { return a.kernel == 1 && a.stride == 1 && a.padded() == a.size; };
+  return layout == ImageLayout::channels_last && plain(s.height) && plain(s.width);
+}
+
+template <class T>
+void by_blocks(const ConvShape& shape, const ImageView& x, const WeightView& w, const void* bias, T* y) {
+  Patches<T> patches(shape, x);
+  const bool planar = x.layout == ImageLayout::planar;
+  const Index K = patches.depth(), N = w.out_features, width = shape.width.outputs();
+  const Index rows = shape.batch * shape.height.outputs();
+  const Index wanted = std::max(kFewestPositions, kPatchBytes / (K * static_cast<Index>(sizeof(T))));
+  const Index step = std::min(rows, std::max<Index>(1, wanted / width));
+  const Buffer gathered = allocate(static_cast<std::size_t>(step * width * K) * sizeof(T));
+  const Buffer products = allocate(planar ? static_cast<std::size_t>(step * width * N) * sizeof(T) : 0);
+  for (Index row = 0; row < rows; row += step) {
+    const Block block{row, std::min(row + step, rows)};
+    auto* matrix = static_cast<T*>(gathered.get());
+    patches.gather(block, matrix);
+    T* out = planar ? static_cast<T*>(products.get()) : y + row * width * N;
+    matmul({matrix, x.dtype, (block.end - row) * width, K}, w, bias, out);
+    if (planar) store_planar(shape, block, N, out, y);
+  }
+}
+
+}  // namespace
+
+void check_conv(const ConvShape& s, const WeightView& w) {
+  check_axis(s.height, s.padding_mode, "height");
+  check_axis(s.width, s.padding_mode, "width");
+  check_shape("conv", s.batch, s.channels);
+  if (s.channels == 0) fail("conv", "channels", "0", "1 or more");
+  const Index K = s.channels * s.height.kernel * s.width.kernel;
+  if (w.in_features != K) {
+    fail("conv", "weight", std::to_string(w.in_features) + " elements per filter",
+         std::to_string(K) + " for an input of " + std::to_string(s.channels) + " channels");
+  }
+  check_shape("conv", s.channels, s.height.padded() * s.width.padded());
+  check_shape("conv", s.batch * s.channels, s.height.size * s.width.size);
+  check_shape("conv", s.batch * w.out_features, s.outputs());
+}
+
+void conv(const ConvShape& shape, const ImageView& x, const WeightView& w, const void* bias, void* y) {
+  check_conv(shape, w);
+  if (shape.batch == 0 || w.out_features == 0) return;
+  if (is_matrix(shape, x.layout)) {
+    return matmul({x.data, x.dtype, shape.batch * shape.outputs(), shape.channels}, w, bias, y);
+  }
+  if (x.dtype == DType::float32) return by_blocks(shape, x, w, bias, static_cast<std::uint32_t*>(y));
+  by_blocks(shape, x, w, bias, static_cast<std::uint16_t*>(y));
+}
+
+}  // namespace quanto
