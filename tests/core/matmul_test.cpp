@@ -1,8 +1,11 @@
 #include "quanto/matmul.h"
 
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <set>
 
@@ -43,14 +46,22 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
   const auto add = [&](std::int64_t M, std::int64_t N, std::int64_t K, std::int64_t group_size) {
     shapes.push_back({qtype, x_dtype, x_dtype, M, N, K, group_size});
   };
-  for (const std::int64_t M : {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 33, 67}) {
+  for (const std::int64_t M : {1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 31, 32, 33, 48, 67}) {
     add(M, 13, 67, 0);
     add(M, 64, 256, 0);
   }
-  for (const std::int64_t N : {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 63, 64, 65, 66, 127, 128, 130}) add(3, N, 192, 0);
-  for (const std::int64_t K : {1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 511}) add(2, 34, K, 0);
+  for (const std::int64_t N : {1, 2, 3, 4, 5, 7, 8, 15, 16, 17, 31, 63, 64, 65, 66, 127, 128, 130}) {
+    add(3, N, 192, 0);
+    add(18, N, 224, 0);
+  }
+  for (const std::int64_t K : {1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 257, 511}) {
+    add(2, 34, K, 0);
+    add(21, 34, K, 0);
+  }
   add(1, 132, 1024, 0);
   add(40, 132, 640, 0);
+  add(530, 34, 100, 0);  // more rows than share one decoding
+  add(34, 1100, 64, 0);  // more channels than share one reading of the activations
   for (const std::int64_t M : {1, 2, 7, 12, 20}) add(M, 44, 2115, 0);  // deeper than one block of k
   if (!is_affine(qtype)) return shapes;
   for (const std::int64_t group_size : {1, 7, 32, 64, 96, 128, 160}) {
@@ -136,19 +147,21 @@ TEST_P(Matmul, GivesTheSameBytesForAnyNumberOfThreads) {
 
 TEST_P(Matmul, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
   for_each_isa([&](const IsaInfo&) {
-    MatmulCase batch(shape(7, 66, 256));
-    batch.run();
-    const auto all = batch.result();
-    const std::size_t row_bytes = 66 * dtype_size(dtype());
-    for (std::int64_t m = 0; m < 7; ++m) {
-      ActivationView one = batch.x();
-      one.rows = 1;
-      one.data = batch.x_data() + static_cast<std::size_t>(m * one.row_stride) * dtype_size(dtype());
-      if (matmul_kernel_name(one, batch.w()) != matmul_kernel_name(batch.x(), batch.w())) continue;
-      std::vector<std::uint8_t> y(row_bytes);
-      matmul(one, batch.w(), batch.bias(), y.data());
-      EXPECT_TRUE(std::equal(y.begin(), y.end(), all.begin() + static_cast<std::ptrdiff_t>(m * row_bytes)))
-          << "row " << m;
+    for (const auto& [M, some] : {std::pair{7, 1}, std::pair{70, 7}, std::pair{70, 23}, std::pair{70, 35}}) {
+      MatmulCase batch(shape(M, 66, 256));
+      batch.run();
+      const auto all = batch.result();
+      const std::size_t row_bytes = 66 * dtype_size(dtype());
+      for (std::int64_t m = 0; m + some <= M; ++m) {
+        ActivationView part = batch.x();
+        part.rows = some;
+        part.data = batch.x_data() + static_cast<std::size_t>(m * part.row_stride) * dtype_size(dtype());
+        if (matmul_kernel_name(part, batch.w()) != matmul_kernel_name(batch.x(), batch.w())) continue;
+        std::vector<std::uint8_t> y(row_bytes * static_cast<std::size_t>(some));
+        matmul(part, batch.w(), batch.bias(), y.data());
+        EXPECT_TRUE(std::equal(y.begin(), y.end(), all.begin() + static_cast<std::ptrdiff_t>(m * row_bytes)))
+            << some << " rows from " << m << " of " << M;
+      }
     }
   });
 }
@@ -179,11 +192,31 @@ TEST_P(Matmul, TreatsNonFiniteActivationsAsAFloatMatmulDoes) {
 TEST_P(Matmul, KeepsTinyActivations) {
   for_each_isa([&](const IsaInfo&) {
     for (const std::int64_t M : {1, 4, 40}) {
-      MatmulCase c(shape(M, 36, 128));
+      CaseShape s = shape(M, 36, 128);
+      s.with_bias = false;
+      MatmulCase c(s);
       const float tiny = dtype() == DType::float16 ? 0x1p-20f : 0x1p-130f;
       for (std::int64_t i = 0; i < M * 128; ++i) store_float(c.x_data(), dtype(), i, i % 3 == 0 ? tiny : 3 * tiny);
       c.run();
       EXPECT_EQ(check_matmul(c.x(), c.w(), c.bias(), c.y()), "") << "M = " << M;
+    }
+  });
+}
+
+/// Magnitudes between which kernels may take activations apart or factor powers of two out of them.
+TEST_P(Matmul, KeepsActivationsOfEveryMagnitude) {
+  for_each_isa([&](const IsaInfo&) {
+    for (const int exponent : {-110, -104, -81, -80, -79, -60, 60, 99, 100}) {
+      if (dtype() == DType::float16) continue;  // its exponents are from -24 to 15
+      CaseShape s = shape(40, 36, 128);
+      s.with_bias = false;
+      MatmulCase c(s);
+      for (std::int64_t i = 0; i < 40 * 128; ++i) {
+        const float significand = 1.0f + static_cast<float>(i * 7919 % 8388608) * 0x1p-23f;
+        store_float(c.x_data(), dtype(), i, std::ldexp(i % 3 == 0 ? -significand : significand, exponent));
+      }
+      c.run();
+      EXPECT_EQ(check_matmul(c.x(), c.w(), c.bias(), c.y()), "") << "2^" << exponent;
     }
   });
 }
@@ -270,6 +303,24 @@ TEST(MatmulEdges, EmptyShapes) {
     no_products.run();
     EXPECT_EQ(check_matmul(no_products.x(), no_products.w(), no_products.bias(), no_products.y()), "");
   }
+}
+
+/// What a process may use, its threads and its children may use too.
+TEST(MatmulProcess, GivesTheSameBytesInAForkedChild) {
+  for_each_isa([](const IsaInfo&) {
+    MatmulCase c({QType::qint4, DType::bfloat16, DType::bfloat16, 40, 130, 256, 64});
+    c.run();
+    const auto expected = c.result();
+    const pid_t child = fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      c.run();
+      _exit(std::memcmp(c.y(), expected.data(), expected.size()) == 0 ? 0 : 1);
+    }
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  });
 }
 
 std::string error_of(const ActivationView& x, const WeightView& w) {

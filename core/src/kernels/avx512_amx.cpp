@@ -1,14 +1,28 @@
-// AVX-512 with VBMI, BF16 and AMX. Cells that are empty here are left to the kernels of AVX-512 with BF16.
+// AVX-512 with VBMI, BF16 and AMX: matmuls of many rows in tiles, for all types of activations. Few rows are left to
+// the kernels of AVX-512.
 #include "kernels/amx_int8-inl.h"
-#include "kernels/amx_tiles-inl.h"
+#include "kernels/amx_panel-inl.h"
 #include "kernels/int8_panel-inl.h"
 #include "kernels/kernel_table.h"
 
 namespace quanto::kernels {
 namespace {
 
+constexpr std::int64_t kFewestPanelRows = 6;
+
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kKernels[] = {kAmxPanelKernel<kQType, kDType, kFewestPanelRows>};
+
 template <QType kQType>
 constexpr MatmulKernel kInt8Kernels[] = {Int8Panel<Int8Tiles, kQType, 2, 16, 17>::kKernel};
+
+template <QType kQType>
+constexpr void fill_cells(KernelTable& table) {
+  auto* cells = table.matmul[static_cast<int>(kQType)];
+  cells[static_cast<int>(DType::float32)] = {kKernels<kQType, DType::float32>, 1};
+  cells[static_cast<int>(DType::bfloat16)] = {kKernels<kQType, DType::bfloat16>, 1};
+  cells[static_cast<int>(DType::float16)] = {kKernels<kQType, DType::float16>, 1};
+}
 
 template <QType kQType>
 constexpr void fill_int8_cell(KernelTable& table) {
@@ -21,6 +35,12 @@ constexpr KernelTable amx_table() {
   fill_int8_cell<QType::qint2>(table);
   fill_int8_cell<QType::qint4>(table);
   fill_int8_cell<QType::qint8>(table);
+  fill_cells<QType::qint2>(table);
+  fill_cells<QType::qint4>(table);
+  fill_cells<QType::qint8>(table);
+  fill_cells<QType::qfloat8_e4m3fn>(table);
+  fill_cells<QType::qfloat8_e4m3fnuz>(table);
+  fill_cells<QType::qfloat8_e5m2>(table);
   return table;
 }
 
