@@ -298,33 +298,6 @@ def test_moving_a_frozen_model_between_dtypes(qtype_name):
         assert model(sample(dtype)).dtype == dtype
 
 
-def test_compiles_without_a_graph_break(qtype_name, dtype):
-    torch._dynamo.reset()
-    model, x = frozen(qtype_name, dtype), sample(dtype)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        assert torch.equal(compiled(x), model(x))
-        assert torch.equal(compiled(torch.cat([x, x])), model(torch.cat([x, x])))
-
-
-@pytest.mark.parametrize("weights", ["qint8", "qint4"])
-def test_exports_with_a_dynamic_batch(weights):
-    model = frozen(weights)
-    with torch.no_grad():
-        program = torch.export.export(model, (sample(),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-        x = torch.randn(5, 3, 160)
-        assert torch.equal(program.module()(x), model(x))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("weights", ["qint8", "qint4"])
-def test_compiles_with_inductor(weights):
-    torch._dynamo.reset()
-    model, x = frozen(weights, torch.bfloat16), sample(torch.bfloat16)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=2e-2, atol=2e-2)
-
-
 def test_whole_models_can_be_pickled(qtype_name):
     model, x, buffer = frozen(qtype_name), sample(), io.BytesIO()
     torch.save(model, buffer)

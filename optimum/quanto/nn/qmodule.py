@@ -444,7 +444,10 @@ class QModuleMixin(ABC):
     def quantize_output(self, module: torch.nn.Module, input: Any, output: Tensor) -> Tensor:
         """Forward hook: quantize the output."""
         assert self.activation_qtype is not None
-        return quantize_activation(output, qtype=self.activation_qtype, scale=self.output_scale)
+        quantized = quantize_activation(output, qtype=self.activation_qtype, scale=self.output_scale)
+        # torch.export cannot trace torch's functions on tensor subclasses made on the way. The next quantized module
+        # finds the same codes again: quantization is idempotent.
+        return quantized.dequantize() if torch.compiler.is_exporting() else quantized
 
     def _save_to_state_dict(self, destination: MutableMapping[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
