@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import Parameter
 
 from ..ops import kernel_name
@@ -357,9 +358,10 @@ class QModuleMixin(ABC):
 
     @property
     def has_finite_weight(self) -> bool:
-        """Whether the weight has no NaN or infinite element; a weight without values (meta device) passes."""
+        """Whether the weight has no NaN or infinite element; a weight without values (on the meta device, or a
+        fake tensor) passes."""
         weight = self.weight.detach()
-        return weight.device.type == "meta" or bool(torch.ops.quanto.all_finite(weight))
+        return weight.device.type == "meta" or is_fake(weight) or bool(torch.ops.quanto.all_finite(weight))
 
     def freeze(self, allow_non_finite: bool = False) -> None:
         """Replace the float weight by its quantized form.
