@@ -24,9 +24,13 @@ from optimum.quanto import (
 ACTIVATIONS = [None, "qint8", "qfloat8_e4m3fn"]
 
 
-@pytest.fixture(scope="module")
+# While tests are collected: autograd counts the devices when the first backward runs.
+DEVICE = host_device.register()
+
+
+@pytest.fixture
 def device():
-    return host_device.register()
+    return DEVICE
 
 
 @pytest.fixture(params=ACTIVATIONS)
