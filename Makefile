@@ -43,10 +43,11 @@ examples := qat_digits image_classification calibration sentence_embeddings spee
 examples: setup build/python.stamp ## run all examples (see examples/)
 	@for example in $(examples); do echo "== $$example"; $(python) examples/$$example.py || exit 1; done
 
-bench: build ## build and run the C++ benchmarks
+bench: build ## build and run the C++ benchmarks in a short form (bench/README.md has the long ones)
 	@$(cmake) --preset release > build/configure.log || (cat build/configure.log; false)
 	@$(cmake) --build --preset release -j $(jobs)
-	@for program in build/release/bench/*_bench; do echo "== $$program"; $$program; done
+	build/release/bench/quantize_bench --benchmark_min_time=0.05
+	build/release/bench/matmul_bench --seconds=0.1 --shape='4096x4096|576x1536' --m='1|8|512' --limit=2
 
 sanitize: setup ## run the C++ tests under AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer
 	@for preset in asan-ubsan tsan; do \

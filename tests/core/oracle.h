@@ -52,6 +52,30 @@ inline WeightElement weight_at(const WeightView& w, std::int64_t n, std::int64_t
   return {scale * code - shift, std::fabs(scale * code) + std::fabs(shift)};
 }
 
+/// An element of the result, and how far from it one may be that was summed in float32 and rounded once.
+struct Expected {
+  double value, bound;
+};
+
+/// A row of activations, `x`, times `row`, a row of the weight, plus b. The bound is
+/// terms * 2^-24 * sum |x| * magnitude + 2 * u_out * |value|. `terms`: roundings that an element is a sum of.
+inline Expected expected_of(const double* x, const std::vector<WeightElement>& row, double b, DType dtype,
+                            double terms) {
+  double value = b, magnitude = std::fabs(b);
+  for (std::size_t k = 0; k < row.size(); ++k) {
+    value += x[k] * row[k].value;
+    magnitude += std::fabs(x[k]) * row[k].magnitude;
+  }
+  return {value, terms * 0x1p-24 * magnitude + 2 * unit_roundoff(dtype) * std::fabs(value) + 2 * underflow(dtype)};
+}
+
+/// Row n of the weight.
+inline std::vector<WeightElement> weight_row(const WeightView& w, std::int64_t n) {
+  std::vector<WeightElement> row(static_cast<std::size_t>(w.in_features));
+  for (std::int64_t k = 0; k < w.in_features; ++k) row[static_cast<std::size_t>(k)] = weight_at(w, n, k);
+  return row;
+}
+
 /// Activations as the oracle reads them.
 struct OracleRows {
   std::int64_t rows;
@@ -59,33 +83,24 @@ struct OracleRows {
   const void* context;
 };
 
-/// Compares y, M x N elements of `dtype`, with x * transpose(w) + bias. Empty if every element lies within
-/// terms * 2^-24 * sum |x| * magnitude + 2 * u_out * |reference| of the reference; else the first that does not.
-/// A NaN or infinity where the reference is finite never does. `terms`: roundings that an element is a sum of.
+/// Compares y, M x N elements of `dtype`, with x * transpose(w) + bias. Empty if every element lies within its bound
+/// (see expected_of); else the first that does not. A NaN or infinity where the reference is finite never does.
 inline std::string check_product(const OracleRows& x, const WeightView& w, const void* bias, DType dtype, const void* y,
                                  double terms) {
   const std::int64_t K = w.in_features, N = w.out_features;
-  std::vector<WeightElement> row(static_cast<std::size_t>(K));
   std::vector<double> values(static_cast<std::size_t>(x.rows * K));
   for (std::int64_t i = 0; i < x.rows * K; ++i) {
     values[static_cast<std::size_t>(i)] = x.value(x.context, i / K, i % K);
   }
   for (std::int64_t n = 0; n < N; ++n) {
-    for (std::int64_t k = 0; k < K; ++k) row[static_cast<std::size_t>(k)] = weight_at(w, n, k);
+    const std::vector<WeightElement> row = weight_row(w, n);
     const double b = bias == nullptr ? 0.0 : static_cast<double>(load_float(bias, dtype, n));
     for (std::int64_t m = 0; m < x.rows; ++m) {
-      double reference = b, magnitude = std::fabs(b);
-      for (std::int64_t k = 0; k < K; ++k) {
-        const double value = values[static_cast<std::size_t>(m * K + k)];
-        reference += value * row[static_cast<std::size_t>(k)].value;
-        magnitude += std::fabs(value) * row[static_cast<std::size_t>(k)].magnitude;
-      }
+      const Expected expected = expected_of(values.data() + m * K, row, b, dtype, terms);
       const double got = static_cast<double>(load_float(y, dtype, m * N + n));
-      const double bound =
-          terms * 0x1p-24 * magnitude + 2 * unit_roundoff(dtype) * std::fabs(reference) + 2 * underflow(dtype);
-      if (!(std::fabs(got - reference) <= bound)) {
+      if (!(std::fabs(got - expected.value) <= expected.bound)) {
         return "y(" + std::to_string(m) + ", " + std::to_string(n) + "): got " + std::to_string(got) + ", expected " +
-               std::to_string(reference) + " within " + std::to_string(bound);
+               std::to_string(expected.value) + " within " + std::to_string(expected.bound);
       }
     }
   }

@@ -1,0 +1,376 @@
+// Every matmul against the roof of the machine: weights x activations x layer shapes x rows x instruction sets.
+//
+//   matmul_bench --qtype=qint4 --dtype=bfloat16 --shape=4096x14336 --m='1|8' --isa=avx512_bf16 --json=cell.json
+//
+// The filters are regular expressions that match the whole of a name (shapes are K x N). Weights come from memory: each
+// call takes the next of a pool larger than the caches. Rounds of the matmul, of reading memory and of the peak of its
+// arithmetic take turns; a row shows medians. `roof%` compares with max(bytes / read speed, multiply-adds / peak),
+// where bytes are those of codes, scales and shifts; `error` is the largest of a sample of elements, as a part of the
+// bound that the tests allow: more than 1 is wrong.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <random>
+#include <regex>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "float_io.h"
+#include "oracle.h"
+#include "quanto/isa.h"
+#include "quanto/matmul.h"
+#include "quanto/pack.h"
+#include "quanto/parallel.h"
+#include "quanto/qtype.h"
+#include "roof.h"
+
+namespace quanto::bench {
+namespace {
+
+struct Shape {
+  std::int64_t K, N;
+};
+
+// Llama-3.1-8B, then SmolLM2-135M: MLP up and down, attention, keys and values, the head.
+constexpr Shape kShapes[] = {{4096, 14336}, {14336, 4096}, {4096, 4096}, {4096, 1024}, {4096, 128256},
+                             {576, 1536},   {1536, 576},   {576, 576},   {576, 192},   {576, 49152}};
+constexpr std::int64_t kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048};
+constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16};
+
+struct Options {
+  std::string qtype = ".*", dtype = ".*", shape = ".*", m = ".*", isa = ".*";
+  std::string json;
+  double seconds = 1;           ///< to spend on a cell
+  double limit = 10;            ///< a cell whose call would take more seconds is skipped
+  std::int64_t pool = 0;        ///< megabytes of weights, 0: 8 times the last-level cache
+  std::int64_t group_size = 0;  ///< 0: the largest multiple of 32 up to 128 that divides K
+};
+Options options;
+
+struct Cell {
+  QType qtype;
+  DType dtype;
+  Shape shape;
+  std::int64_t M;
+  std::string isa;
+};
+
+std::string shape_name(Shape s) { return std::to_string(s.K) + "x" + std::to_string(s.N); }
+
+std::string series_name(const Cell& c) {
+  return std::string(qtype_info(c.qtype).name) + "/" + std::string(dtype_name(c.dtype)) + "/" + shape_name(c.shape) +
+         "/" + c.isa;
+}
+
+std::string cell_name(const Cell& c) { return series_name(c) + "/M:" + std::to_string(c.M); }
+
+std::int64_t group_size_of(const Cell& c) {
+  if (!is_affine(c.qtype)) return 0;
+  if (options.group_size > 0) return options.group_size;
+  for (std::int64_t size = 128; size > 0; size -= 32) {
+    if (c.shape.K % size == 0) return size;
+  }
+  return 0;
+}
+
+/// The instructions whose products are exact for activations of a dtype: the fastest of them is the roof.
+std::vector<Arithmetic> arithmetic_of(DType dtype) {
+  std::vector<Arithmetic> kinds = {Arithmetic::fp32};
+  if (dtype == DType::bfloat16 && has_peak(Arithmetic::bf16)) kinds.push_back(Arithmetic::bf16);
+  return kinds;
+}
+
+Pool& pool() {
+  static Pool shared(options.pool);
+  return shared;
+}
+
+/// Random numbers of a dtype, uniform in [low, high), repeated to fill `count` elements.
+std::vector<char> random_floats(DType dtype, std::int64_t count, float low, float high) {
+  constexpr std::int64_t kPeriod = 4099;
+  const std::size_t size = dtype_size(dtype);
+  std::vector<char> bytes(static_cast<std::size_t>(count) * size);
+  std::minstd_rand generator(7);
+  std::uniform_real_distribution<float> uniform(low, high);
+  for (std::int64_t i = 0; i < std::min(count, kPeriod); ++i) store_float(bytes.data(), dtype, i, uniform(generator));
+  const std::size_t period = static_cast<std::size_t>(kPeriod) * size;
+  for (std::size_t at = period; at < bytes.size(); at += period) {
+    std::memcpy(bytes.data() + at, bytes.data(), std::min(period, bytes.size() - at));
+  }
+  return bytes;
+}
+
+/// The weights of a series of cells, as many as the pool holds: numbers within +-0.05, as a trained layer has them.
+class Weights {
+ public:
+  explicit Weights(const Cell& c) : cell_(c), group_size_(group_size_of(c)) {
+    const QTypeInfo& info = qtype_info(c.qtype);
+    scales_ = c.shape.N * (group_size_ == 0 ? 1 : c.shape.K / group_size_);
+    const std::int64_t width = group_size_ == 0 ? c.shape.K : group_size_;
+    code_bytes_ = (info.bits == 8 ? scales_ : packed_rows(scales_, info.bits)) * width;
+    count_ = std::max<std::int64_t>(1, pool().size() / stride());
+    const float step = 0.05f / static_cast<float>(is_affine(c.qtype) ? 1 << (info.bits - 1) : info.qmax);
+    scale_ = random_floats(c.dtype, scales_ * count_, step / 2, step);
+    if (is_affine(c.qtype)) shift_ = random_floats(c.dtype, scales_ * count_, 0.025f, 0.05f);
+  }
+
+  bool serves(const Cell& c) const {
+    return c.qtype == cell_.qtype && c.dtype == cell_.dtype && c.shape.K == cell_.shape.K && c.shape.N == cell_.shape.N;
+  }
+
+  /// Codes, scales and shifts of one weight.
+  std::int64_t bytes() const {
+    const auto scale_bytes = scales_ * static_cast<std::int64_t>(dtype_size(cell_.dtype));
+    return code_bytes_ + scale_bytes * (is_affine(cell_.qtype) ? 2 : 1);
+  }
+
+  WeightView next() {
+    at_ = (at_ + 1) % count_;
+    const std::size_t scale_at = static_cast<std::size_t>(at_ * scales_) * dtype_size(cell_.dtype);
+    WeightView w{};
+    w.qtype = cell_.qtype;
+    w.data = pool().data() + at_ * stride();
+    w.out_features = cell_.shape.N;
+    w.in_features = cell_.shape.K;
+    w.group_size = group_size_;
+    w.scale = scale_.data() + scale_at;
+    w.scale_dtype = cell_.dtype;
+    if (is_affine(cell_.qtype)) {
+      w.shift = shift_.data() + scale_at;
+      w.shift_kind = ShiftKind::floating;
+    }
+    return w;
+  }
+
+ private:
+  std::int64_t stride() const { return (code_bytes_ + 63) / 64 * 64; }
+
+  Cell cell_;
+  std::int64_t group_size_, scales_, code_bytes_, count_, at_ = -1;
+  std::vector<char> scale_, shift_;
+};
+
+Weights& weights_of(const Cell& c) {
+  static std::unique_ptr<Weights> current;
+  if (current == nullptr || !current->serves(c)) {
+    current.reset();
+    current = std::make_unique<Weights>(c);
+  }
+  return *current;
+}
+
+/// The largest error of up to 16 columns and 8 rows of y, relative to its bound.
+double sampled_error(const ActivationView& x, const WeightView& w, const void* y) {
+  const std::int64_t N = w.out_features, K = w.in_features;
+  std::vector<double> values(static_cast<std::size_t>(K));
+  const std::int64_t column_step = std::max<std::int64_t>(1, (N - 1) / 15);
+  const std::int64_t row_step = std::max<std::int64_t>(1, (x.rows - 1) / 7);
+  double worst = 0;
+  for (std::int64_t n = 0; n < N; n += column_step) {
+    const auto row = testing::weight_row(w, n);
+    for (std::int64_t m = 0; m < x.rows; m += row_step) {
+      for (std::int64_t k = 0; k < K; ++k) values[static_cast<std::size_t>(k)] = load_float(x.data, x.dtype, m * K + k);
+      const auto expected = testing::expected_of(values.data(), row, 0, x.dtype, static_cast<double>(K) + 2);
+      const double got = static_cast<double>(load_float(y, x.dtype, m * N + n));
+      const double error = std::fabs(got - expected.value) / expected.bound;
+      if (!(error <= worst)) worst = error;
+    }
+  }
+  return worst;
+}
+
+struct Measured {
+  Summary seconds, read;
+  double peak;  ///< multiply-adds per second
+  Arithmetic fastest;
+  double error;
+  std::string kernel;
+};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+/// Seconds that a row takes in the last cell of each series: what the next one will take.
+std::map<std::string, double> seconds_per_row;
+
+std::pair<Arithmetic, double> fastest_of(const std::map<Arithmetic, std::vector<double>>& peaks) {
+  std::pair<Arithmetic, double> best{Arithmetic::fp32, 0};
+  for (const auto& [kind, values] : peaks) {
+    const double median = summarize(values).median;
+    if (median > best.second) best = {kind, median};
+  }
+  return best;
+}
+
+Measured measure(const Cell& c) {
+  constexpr double kRoundSeconds = 1e-3;
+  constexpr std::size_t kFewestRounds = 3, kMostRounds = 200;
+  Weights& weights = weights_of(c);
+  const auto x_data = random_floats(c.dtype, c.M * c.shape.K, -2, 2);
+  std::vector<char> y(static_cast<std::size_t>(c.M * c.shape.N) * dtype_size(c.dtype));
+  const ActivationView x{x_data.data(), c.dtype, c.M, c.shape.K};
+  const std::vector<Arithmetic> kinds = arithmetic_of(c.dtype);
+  WeightView w{};
+  const auto seconds_of = [&](int calls) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < calls; ++i) matmul(x, w = weights.next(), nullptr, y.data());
+    return seconds_since(start) / calls;
+  };
+  const auto start = std::chrono::steady_clock::now();
+  const double first = seconds_of(1);
+  const int calls = static_cast<int>(std::clamp(kRoundSeconds / std::min(first, seconds_of(1)), 1.0, 1000.0));
+  std::vector<double> seconds, reads;
+  std::map<Arithmetic, std::vector<double>> peaks;
+  while (seconds.size() < kFewestRounds || (seconds_since(start) < options.seconds && seconds.size() < kMostRounds)) {
+    reads.push_back(pool().measure_read());
+    seconds.push_back(seconds_of(calls));
+    for (const Arithmetic kind : kinds) peaks[kind].push_back(measure_peak(kind));
+  }
+  seconds_per_row[series_name(c)] = summarize(seconds).median / static_cast<double>(c.M);
+  const auto [fastest, peak] = fastest_of(peaks);
+  return {summarize(seconds), summarize(reads), peak, fastest, sampled_error(x, w, y.data()), matmul_kernel_name(x, w)};
+}
+
+void run(benchmark::State& state, const Cell& c) {
+  force_isa(c.isa);
+  const auto known = seconds_per_row.find(series_name(c));
+  if (known != seconds_per_row.end() && known->second * static_cast<double>(c.M) > options.limit) {
+    state.SkipWithError("a call would take longer than --limit");
+    return;
+  }
+  Measured m{};
+  for (auto _ : state) {
+    m = measure(c);
+    state.SetIterationTime(m.seconds.median);
+  }
+  const auto bytes = static_cast<double>(weights_of(c).bytes());
+  const auto macs = static_cast<double>(c.M * c.shape.N * c.shape.K);
+  const double memory_roof = bytes / m.read.median, compute_roof = macs / m.peak;
+  state.counters["spread%"] = 100 * m.seconds.spread / m.seconds.median;
+  state.counters["GB/s"] = bytes / m.seconds.median / 1e9;
+  state.counters["GMAC/s"] = macs / m.seconds.median / 1e9;
+  state.counters["roof%"] = 100 * std::max(memory_roof, compute_roof) / m.seconds.median;
+  state.counters["error"] = m.error;
+  state.counters["read GB/s"] = m.read.median / 1e9;
+  state.counters["peak GMAC/s"] = m.peak / 1e9;
+  const std::string bound = memory_roof > compute_roof ? "memory" : arithmetic_name(m.fastest);
+  state.SetLabel(bound + " " + m.kernel);
+  force_isa("");
+}
+
+/// A line per cell.
+class Table : public benchmark::BenchmarkReporter {
+ public:
+  bool ReportContext(const Context& context) override {
+    PrintBasicContext(&GetErrorStream(), context);
+    std::printf("%-58s %10s %8s %8s %8s %7s %7s  %8s %8s  %s\n", "weights/activations/KxN/isa/rows", "ms", "spread%",
+                "GB/s", "GMAC/s", "roof%", "error", "read", "peak", "bound, kernel");
+    return true;
+  }
+
+  void ReportRuns(const std::vector<Run>& runs) override {
+    for (const Run& run : runs) {
+      std::string name = run.run_name.function_name;
+      if (run.error_occurred) {
+        std::printf("%-58s skipped: %s\n", name.c_str(), run.error_message.c_str());
+        continue;
+      }
+      const auto value = [&](const char* key) { return run.counters.at(key).value; };
+      std::printf("%-58s %10.4f %8.1f %8.1f %8.1f %7.1f %7.1g  %8.1f %8.0f  %s\n", name.c_str(),
+                  run.GetAdjustedRealTime(), value("spread%"), value("GB/s"), value("GMAC/s"), value("roof%"),
+                  value("error"), value("read GB/s"), value("peak GMAC/s"), run.report_label.c_str());
+    }
+    std::fflush(stdout);
+  }
+};
+
+bool wanted(const Cell& c) {
+  const auto matches = [](std::string_view text, const std::string& pattern) {
+    return std::regex_match(std::string(text), std::regex(pattern));
+  };
+  return matches(qtype_info(c.qtype).name, options.qtype) && matches(dtype_name(c.dtype), options.dtype) &&
+         matches(shape_name(c.shape), options.shape) && matches(std::to_string(c.M), options.m) &&
+         matches(c.isa, options.isa);
+}
+
+void add(const Cell& c) {
+  if (!wanted(c)) return;
+  benchmark::RegisterBenchmark(cell_name(c).c_str(), [c](benchmark::State& state) { run(state, c); })
+      ->UseManualTime()
+      ->Iterations(1)
+      ->Unit(benchmark::kMillisecond);
+}
+
+void add_cells() {
+  for (const QTypeInfo& qtype : qtypes()) {
+    for (const DType dtype : kDTypes) {
+      for (const Shape shape : kShapes) {
+        for (const IsaInfo& isa : isas()) {
+          if (!isa.supported) continue;
+          for (const std::int64_t M : kRows) add({qtype.qtype, dtype, shape, M, std::string(isa.name)});
+        }
+      }
+    }
+  }
+}
+
+/// Takes our own `--name=value` out of the arguments.
+void read_options(std::vector<std::string>& arguments) {
+  const std::map<std::string, std::string*> texts = {{"--qtype=", &options.qtype}, {"--dtype=", &options.dtype},
+                                                     {"--shape=", &options.shape}, {"--m=", &options.m},
+                                                     {"--isa=", &options.isa},     {"--json=", &options.json}};
+  std::vector<std::string> others;
+  for (const std::string& argument : arguments) {
+    const std::string name = argument.substr(0, argument.find('=') + 1);
+    const std::string value = argument.substr(name.size());
+    if (texts.count(name) > 0) {
+      *texts.at(name) = value;
+    } else if (name == "--seconds=") {
+      options.seconds = std::atof(value.c_str());
+    } else if (name == "--limit=") {
+      options.limit = std::atof(value.c_str());
+    } else if (name == "--pool=") {
+      options.pool = std::atoll(value.c_str());
+    } else if (name == "--group-size=") {
+      options.group_size = std::atoll(value.c_str());
+    } else if (name == "--threads=") {
+      set_thread_count(std::atoi(value.c_str()));
+    } else {
+      others.push_back(argument);
+    }
+  }
+  if (!options.json.empty()) {
+    others.push_back("--benchmark_out=" + options.json);
+    others.push_back("--benchmark_out_format=json");
+  }
+  arguments = others;
+}
+
+int main_with(std::vector<std::string> arguments) {
+  read_options(arguments);
+  std::vector<char*> argv;
+  for (std::string& argument : arguments) argv.push_back(argument.data());
+  int argc = static_cast<int>(argv.size());
+  benchmark::Initialize(&argc, argv.data());
+  if (benchmark::ReportUnrecognizedArguments(argc, argv.data())) return 1;
+  add_cells();
+  benchmark::AddCustomContext("weights rotate through", pool().describe());
+  benchmark::AddCustomContext("threads", std::to_string(thread_count()));
+  Table table;
+  return benchmark::RunSpecifiedBenchmarks(&table) == 0 ? 1 : 0;
+}
+
+}  // namespace
+}  // namespace quanto::bench
+
+int main(int argc, char** argv) { return quanto::bench::main_with({argv, argv + argc}); }
