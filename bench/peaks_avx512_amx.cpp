@@ -21,15 +21,25 @@ void configure() {
     config.row_bytes[tile] = 64;
     config.rows[tile] = kRows;
   }
+  asm volatile("" : : "r"(&config) : "memory");  // GCC believes that the next line reads 8 bytes only
   _tile_loadconfig(&config);
-  _tile_zero(0), _tile_zero(1), _tile_zero(2), _tile_zero(3);
-  _tile_zero(4), _tile_zero(5), _tile_zero(6), _tile_zero(7);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
 }
 
 void bf16(std::int64_t steps) {
   configure();
   for (std::int64_t s = 0; s < steps; ++s) {
-    _tile_dpbf16ps(0, 4, 6), _tile_dpbf16ps(1, 4, 7), _tile_dpbf16ps(2, 5, 6), _tile_dpbf16ps(3, 5, 7);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
   }
   _tile_release();
 }
@@ -37,7 +47,10 @@ void bf16(std::int64_t steps) {
 void int8(std::int64_t steps) {
   configure();
   for (std::int64_t s = 0; s < steps; ++s) {
-    _tile_dpbssd(0, 4, 6), _tile_dpbssd(1, 4, 7), _tile_dpbssd(2, 5, 6), _tile_dpbssd(3, 5, 7);
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
   }
   _tile_release();
 }

@@ -9,6 +9,8 @@ from .qmodule import QModuleMixin, linear_kernel, register_qmodule
 
 __all__ = ["QLinear"]
 
+_WEIGHTS = (WeightQBitsTensor, WeightQBytesTensor)
+
 
 @register_qmodule(torch.nn.Linear)
 class QLinear(QModuleMixin, torch.nn.Linear):
@@ -49,9 +51,14 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         return linear_kernel(self.weight, rows, self.activation_qtype or self.dynamic_qtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        # What self.weight and self.bias find, without Module.__getattr__: that costs as much as the rest of this.
+        parameters = self._parameters
+        weight: Tensor | None = parameters.get("weight")
+        if isinstance(weight, _WEIGHTS) and "bias" in parameters and self.dynamic_qtype is None:
+            return weight.linear(input, parameters["bias"])
         weight = self.forward_weight
         if self.dynamic_qtype is not None:
             return linear_per_token(input, weight, self.bias, self.dynamic_qtype.dtype)
-        if isinstance(weight, WeightQBitsTensor | WeightQBytesTensor):
+        if isinstance(weight, _WEIGHTS):
             return weight.linear(input, self.bias)
         return torch.nn.functional.linear(input, weight, self.bias)

@@ -5,13 +5,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import library as _library  # noqa: F401  (defines the operators)
+
+
+# An overload by name saves the search for it on every call.
+_linear_qbytes = torch.ops.quanto.linear_qbytes.default
+_linear_qbits = torch.ops.quanto.linear_qbits.default
+
 
 class _LinearQBytes(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(data, scale)
         ctx.needs = (input.dtype, None if bias is None else bias.dtype)
-        return torch.ops.quanto.linear_qbytes(input, data, scale, bias)
+        return _linear_qbytes(input, data, scale, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -38,7 +45,7 @@ class _LinearQBits(torch.autograd.Function):
         ctx.save_for_backward(data, scale, shift)
         ctx.layout = (bits, group_size, out_features, input.shape[-1])
         ctx.needs = (input.dtype, None if bias is None else bias.dtype)
-        return torch.ops.quanto.linear_qbits(input, data, scale, shift, bits, group_size, out_features, bias)
+        return _linear_qbits(input, data, scale, shift, bits, group_size, out_features, bias)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -64,7 +71,7 @@ def _float_grads(
 
 
 def _needs_grad(input: Tensor, bias: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
+    return input.requires_grad or (bias is not None and bias.requires_grad)
 
 
 def linear_qbytes(input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -83,9 +90,9 @@ def linear_qbytes(input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | Non
         RuntimeError: a dtype or shape does not fit; the message names the argument.
     """
     # An autograd.Function costs microseconds that inference need not pay.
-    if _needs_grad(input, bias):
+    if torch.is_grad_enabled() and _needs_grad(input, bias):
         return _LinearQBytes.apply(input, data, scale, bias)
-    return torch.ops.quanto.linear_qbytes(input, data, scale, bias)
+    return _linear_qbytes(input, data, scale, bias)
 
 
 def linear_qbits(
@@ -116,6 +123,6 @@ def linear_qbits(
     Raises:
         RuntimeError: a dtype or shape does not fit; the message names the argument.
     """
-    if _needs_grad(input, bias):
+    if torch.is_grad_enabled() and _needs_grad(input, bias):
         return _LinearQBits.apply(input, data, scale, shift, bits, group_size, out_features, bias)
-    return torch.ops.quanto.linear_qbits(input, data, scale, shift, bits, group_size, out_features, bias)
+    return _linear_qbits(input, data, scale, shift, bits, group_size, out_features, bias)

@@ -11,7 +11,7 @@ from .qtype import qtype
 from .wrapper import WrapperTensor
 
 
-__all__ = ["QTensor", "qfallback"]
+__all__ = ["QTensor", "qfallback", "wants_grad"]
 
 
 class QTensor(WrapperTensor):
@@ -63,6 +63,12 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def _equal(input: Tensor, other: Tensor) -> bool:
     return isinstance(input, QTensor) and input.equal(other)
+
+
+def wants_grad(weight: Tensor) -> bool:
+    """`weight.requires_grad`, which asked of a wrapper passes through `__torch_function__`, a microsecond."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return weight.requires_grad
 
 
 def qfallback(callable: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

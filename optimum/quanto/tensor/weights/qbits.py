@@ -13,6 +13,7 @@ from ..function import QuantizedLinearFunction, float_input
 from ..grouped import grouped_shape
 from ..packed import PackedTensor, contiguous_strides
 from ..qbits import QBitsTensor
+from ..qtensor import wants_grad
 from ..qtype import qtype as QType
 from ..wrapper import WrapperTensor
 
@@ -187,7 +188,7 @@ class WeightQBitsTensor(QBitsTensor):
 
     def linear(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """`input @ self.T + bias`; gradients reach the input, the bias and the float weight of an unfrozen module."""
-        if torch.is_grad_enabled() and (self.requires_grad or isinstance(input, WrapperTensor)):
+        if torch.is_grad_enabled() and (wants_grad(self) or isinstance(input, WrapperTensor)):
             return QuantizedLinearFunction.apply(input, self, bias)
         return self.linear_forward(input, bias)
 

@@ -11,6 +11,7 @@ from ...ops.compositions import convolve
 from ..activations.qbytes import ActivationQBytesTensor
 from ..function import QuantizedLinearFunction, float_input
 from ..qbytes import QBytesTensor
+from ..qtensor import wants_grad
 from ..qtype import qtype as QType
 from ..wrapper import WrapperTensor
 
@@ -151,7 +152,7 @@ class WeightQBytesTensor(QBytesTensor):
 
     def linear(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """`input @ self.T + bias`; gradients reach the input, the bias and the float weight of an unfrozen module."""
-        if torch.is_grad_enabled() and (self.requires_grad or isinstance(input, WrapperTensor)):
+        if torch.is_grad_enabled() and (wants_grad(self) or isinstance(input, WrapperTensor)):
             return QuantizedLinearFunction.apply(input, self, bias)
         return self.linear_forward(input, bias)
 

@@ -1,0 +1,74 @@
+"""What a frozen linear layer's forward costs beside its kernel: counted, because times depend on the machine."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from optimum.quanto import QLinear, freeze, qfloat8, qint4, qint8, quantize
+
+
+class _Operators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def _python_calls(function: Any) -> list[str]:
+    """The Python functions entered while `function` runs, itself not counted."""
+    entered: list[str] = []
+    sys.setprofile(lambda frame, event, _: entered.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return entered[1:]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weights", [qint8, qint4, qfloat8])
+class TestFrozenLinear:
+    @pytest.fixture
+    def layer(self, weights: Any, dtype: torch.dtype, bias: bool) -> torch.nn.Module:
+        model = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=bias, dtype=dtype))
+        quantize(model, weights=weights)
+        freeze(model)
+        return model[0]
+
+    def test_runs_one_operator(self, layer: torch.nn.Module, weights: Any, dtype: torch.dtype) -> None:
+        x = torch.randn(1, 64, dtype=dtype)
+        for grad in (False, True):
+            with torch.set_grad_enabled(grad), _Operators() as operators:
+                layer(x)
+            assert operators.names == [f"quanto.linear_{'qbits' if weights == qint4 else 'qbytes'}.default"]
+
+    def test_enters_few_python_functions(self, layer: torch.nn.Module, dtype: torch.dtype) -> None:
+        x = torch.randn(1, 64, dtype=dtype)
+        with torch.no_grad():
+            layer(x)
+            calls = _python_calls(lambda: layer(x))
+        # Two of torch.nn.Module, forward, two of the weight, ours and torch's around the operator.
+        assert len(calls) <= 7, calls
+        assert not [name for name in calls if "__torch_function__" in name or "__getattr__" in name], calls
+
+    def test_sees_a_replaced_weight_and_bias(self, layer: Any, dtype: torch.dtype, bias: bool) -> None:
+        assert isinstance(layer, QLinear)
+        x = torch.randn(1, 64, dtype=dtype)
+        before = layer(x)
+        other = torch.nn.Sequential(torch.nn.Linear(64, 64, bias=bias, dtype=dtype))
+        quantize(other, weights=layer.weight_qtype)
+        freeze(other)
+        expected = other[0](x)
+        assert not torch.equal(before, expected)
+        layer.load_state_dict(other[0].state_dict())
+        assert torch.equal(layer(x), expected)
+        layer.weight = other[0].weight
+        layer.bias = None
+        assert torch.equal(layer(x), torch.nn.functional.linear(x, other[0].weight))
