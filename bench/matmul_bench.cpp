@@ -18,6 +18,7 @@
 #include <iostream>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <regex>
 #include <string>
@@ -44,7 +45,19 @@ struct Shape {
 constexpr Shape kShapes[] = {{4096, 14336}, {14336, 4096}, {4096, 4096}, {4096, 1024}, {4096, 128256},
                              {576, 1536},   {1536, 576},   {576, 576},   {576, 192},   {576, 49152}};
 constexpr std::int64_t kRows[] = {1, 2, 4, 8, 16, 32, 64, 128, 512, 2048};
-constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16};
+
+/// Floats of a dtype, or codes with a scale for each row whose results are of that dtype.
+struct Activations {
+  std::string_view name;
+  DType dtype;
+  std::optional<QType> codes = std::nullopt;
+};
+constexpr Activations kActivations[] = {{"float32", DType::float32},
+                                        {"bfloat16", DType::bfloat16},
+                                        {"float16", DType::float16},
+                                        {"qint8", DType::bfloat16, QType::qint8},
+                                        {"qfloat8_e4m3fn", DType::bfloat16, QType::qfloat8_e4m3fn},
+                                        {"qfloat8_e5m2", DType::bfloat16, QType::qfloat8_e5m2}};
 
 struct Options {
   std::string qtype = ".*", dtype = ".*", shape = ".*", m = ".*", isa = ".*";
@@ -58,7 +71,7 @@ Options options;
 
 struct Cell {
   QType qtype;
-  DType dtype;
+  Activations activations;
   Shape shape;
   std::int64_t M;
   std::string isa;
@@ -67,7 +80,7 @@ struct Cell {
 std::string shape_name(Shape s) { return std::to_string(s.K) + "x" + std::to_string(s.N); }
 
 std::string series_name(const Cell& c) {
-  return std::string(qtype_info(c.qtype).name) + "/" + std::string(dtype_name(c.dtype)) + "/" + shape_name(c.shape) +
+  return std::string(qtype_info(c.qtype).name) + "/" + std::string(c.activations.name) + "/" + shape_name(c.shape) +
          "/" + c.isa;
 }
 
@@ -82,10 +95,14 @@ std::int64_t group_size_of(const Cell& c) {
   return 0;
 }
 
-/// The instructions whose products are exact for activations of a dtype: the fastest of them is the roof.
-std::vector<Arithmetic> arithmetic_of(DType dtype) {
+/// The instructions whose products are exact in a cell: the fastest of them is the roof.
+std::vector<Arithmetic> arithmetic_of(const Cell& c) {
   std::vector<Arithmetic> kinds = {Arithmetic::fp32};
-  if (dtype == DType::bfloat16 && has_peak(Arithmetic::bf16)) kinds.push_back(Arithmetic::bf16);
+  const auto add = [&](Arithmetic kind) {
+    if (has_peak(kind)) kinds.push_back(kind);
+  };
+  if (c.activations.dtype == DType::bfloat16) add(Arithmetic::bf16);
+  if (c.activations.codes == QType::qint8 && !qtype_info(c.qtype).is_floating_point) add(Arithmetic::int8);
   return kinds;
 }
 
@@ -112,30 +129,31 @@ std::vector<char> random_floats(DType dtype, std::int64_t count, float low, floa
 /// The weights of a series of cells, as many as the pool holds: numbers within +-0.05, as a trained layer has them.
 class Weights {
  public:
-  explicit Weights(const Cell& c) : cell_(c), group_size_(group_size_of(c)) {
+  explicit Weights(const Cell& c) : cell_(c), dtype_(c.activations.dtype), group_size_(group_size_of(c)) {
     const QTypeInfo& info = qtype_info(c.qtype);
     scales_ = c.shape.N * (group_size_ == 0 ? 1 : c.shape.K / group_size_);
     const std::int64_t width = group_size_ == 0 ? c.shape.K : group_size_;
     code_bytes_ = (info.bits == 8 ? scales_ : packed_rows(scales_, info.bits)) * width;
     count_ = std::max<std::int64_t>(1, pool().size() / stride());
     const float step = 0.05f / static_cast<float>(is_affine(c.qtype) ? 1 << (info.bits - 1) : info.qmax);
-    scale_ = random_floats(c.dtype, scales_ * count_, step / 2, step);
-    if (is_affine(c.qtype)) shift_ = random_floats(c.dtype, scales_ * count_, 0.025f, 0.05f);
+    scale_ = random_floats(dtype_, scales_ * count_, step / 2, step);
+    if (is_affine(c.qtype)) shift_ = random_floats(dtype_, scales_ * count_, 0.025f, 0.05f);
   }
 
   bool serves(const Cell& c) const {
-    return c.qtype == cell_.qtype && c.dtype == cell_.dtype && c.shape.K == cell_.shape.K && c.shape.N == cell_.shape.N;
+    return c.qtype == cell_.qtype && c.activations.dtype == dtype_ && c.shape.K == cell_.shape.K &&
+           c.shape.N == cell_.shape.N;
   }
 
   /// Codes, scales and shifts of one weight.
   std::int64_t bytes() const {
-    const auto scale_bytes = scales_ * static_cast<std::int64_t>(dtype_size(cell_.dtype));
+    const auto scale_bytes = scales_ * static_cast<std::int64_t>(dtype_size(dtype_));
     return code_bytes_ + scale_bytes * (is_affine(cell_.qtype) ? 2 : 1);
   }
 
   WeightView next() {
     at_ = (at_ + 1) % count_;
-    const std::size_t scale_at = static_cast<std::size_t>(at_ * scales_) * dtype_size(cell_.dtype);
+    const std::size_t scale_at = static_cast<std::size_t>(at_ * scales_) * dtype_size(dtype_);
     WeightView w{};
     w.qtype = cell_.qtype;
     w.data = pool().data() + at_ * stride();
@@ -143,7 +161,7 @@ class Weights {
     w.in_features = cell_.shape.K;
     w.group_size = group_size_;
     w.scale = scale_.data() + scale_at;
-    w.scale_dtype = cell_.dtype;
+    w.scale_dtype = dtype_;
     if (is_affine(cell_.qtype)) {
       w.shift = shift_.data() + scale_at;
       w.shift_kind = ShiftKind::floating;
@@ -155,6 +173,7 @@ class Weights {
   std::int64_t stride() const { return (code_bytes_ + 63) / 64 * 64; }
 
   Cell cell_;
+  DType dtype_;
   std::int64_t group_size_, scales_, code_bytes_, count_, at_ = -1;
   std::vector<char> scale_, shift_;
 };
@@ -168,19 +187,52 @@ Weights& weights_of(const Cell& c) {
   return *current;
 }
 
+/// The activations of a cell, and what is done with them.
+class Input {
+ public:
+  explicit Input(const Cell& c)
+      : cell_(c),
+        floats_(c.activations.codes ? random_floats(c.activations.dtype, c.M, 0.001f, 0.02f)
+                                    : random_floats(c.activations.dtype, c.M * c.shape.K, -2, 2)) {}
+
+  void multiply(const WeightView& w, void* y) const {
+    cell_.activations.codes ? matmul_codes(codes(), w, nullptr, cell_.activations.dtype, y)
+                            : matmul(floats(), w, nullptr, y);
+  }
+
+  std::string kernel_name(const WeightView& w) const {
+    return cell_.activations.codes ? matmul_codes_kernel_name(codes(), w) : matmul_kernel_name(floats(), w);
+  }
+
+  double value(std::int64_t m, std::int64_t k) const {
+    if (cell_.activations.codes) return testing::activation_at(codes(), m, k);
+    return static_cast<double>(load_float(floats_.data(), cell_.activations.dtype, m * cell_.shape.K + k));
+  }
+
+ private:
+  ActivationView floats() const { return {floats_.data(), cell_.activations.dtype, cell_.M, cell_.shape.K}; }
+
+  CodesView codes() const {
+    return {pool().data(),  *cell_.activations.codes, cell_.M, cell_.shape.K,
+            floats_.data(), cell_.activations.dtype,  true};
+  }
+
+  Cell cell_;
+  std::vector<char> floats_;  ///< the activations, or the scales of their rows
+};
+
 /// The largest error of up to 16 columns and 8 rows of y, relative to its bound.
-double sampled_error(const ActivationView& x, const WeightView& w, const void* y) {
-  const std::int64_t N = w.out_features, K = w.in_features;
+double sampled_error(const Cell& c, const Input& x, const WeightView& w, const void* y) {
+  const auto [K, N] = c.shape;
+  const DType dtype = c.activations.dtype;
   std::vector<double> values(static_cast<std::size_t>(K));
-  const std::int64_t column_step = std::max<std::int64_t>(1, (N - 1) / 15);
-  const std::int64_t row_step = std::max<std::int64_t>(1, (x.rows - 1) / 7);
   double worst = 0;
-  for (std::int64_t n = 0; n < N; n += column_step) {
+  for (std::int64_t n = 0; n < N; n += std::max<std::int64_t>(1, (N - 1) / 15)) {
     const auto row = testing::weight_row(w, n);
-    for (std::int64_t m = 0; m < x.rows; m += row_step) {
-      for (std::int64_t k = 0; k < K; ++k) values[static_cast<std::size_t>(k)] = load_float(x.data, x.dtype, m * K + k);
-      const auto expected = testing::expected_of(values.data(), row, 0, x.dtype, static_cast<double>(K) + 2);
-      const double got = static_cast<double>(load_float(y, x.dtype, m * N + n));
+    for (std::int64_t m = 0; m < c.M; m += std::max<std::int64_t>(1, (c.M - 1) / 7)) {
+      for (std::int64_t k = 0; k < K; ++k) values[static_cast<std::size_t>(k)] = x.value(m, k);
+      const auto expected = testing::expected_of(values.data(), row, 0, dtype, static_cast<double>(K) + 3);
+      const double got = static_cast<double>(load_float(y, dtype, m * N + n));
       const double error = std::fabs(got - expected.value) / expected.bound;
       if (!(error <= worst)) worst = error;
     }
@@ -216,14 +268,13 @@ Measured measure(const Cell& c) {
   constexpr double kRoundSeconds = 1e-3;
   constexpr std::size_t kFewestRounds = 3, kMostRounds = 200;
   Weights& weights = weights_of(c);
-  const auto x_data = random_floats(c.dtype, c.M * c.shape.K, -2, 2);
-  std::vector<char> y(static_cast<std::size_t>(c.M * c.shape.N) * dtype_size(c.dtype));
-  const ActivationView x{x_data.data(), c.dtype, c.M, c.shape.K};
-  const std::vector<Arithmetic> kinds = arithmetic_of(c.dtype);
+  const Input x(c);
+  std::vector<char> y(static_cast<std::size_t>(c.M * c.shape.N) * dtype_size(c.activations.dtype));
+  const std::vector<Arithmetic> kinds = arithmetic_of(c);
   WeightView w{};
   const auto seconds_of = [&](int calls) {
     const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < calls; ++i) matmul(x, w = weights.next(), nullptr, y.data());
+    for (int i = 0; i < calls; ++i) x.multiply(w = weights.next(), y.data());
     return seconds_since(start) / calls;
   };
   const auto start = std::chrono::steady_clock::now();
@@ -238,7 +289,7 @@ Measured measure(const Cell& c) {
   }
   seconds_per_row[series_name(c)] = summarize(seconds).median / static_cast<double>(c.M);
   const auto [fastest, peak] = fastest_of(peaks);
-  return {summarize(seconds), summarize(reads), peak, fastest, sampled_error(x, w, y.data()), matmul_kernel_name(x, w)};
+  return {summarize(seconds), summarize(reads), peak, fastest, sampled_error(c, x, w, y.data()), x.kernel_name(w)};
 }
 
 void run(benchmark::State& state, const Cell& c) {
@@ -298,7 +349,7 @@ bool wanted(const Cell& c) {
   const auto matches = [](std::string_view text, const std::string& pattern) {
     return std::regex_match(std::string(text), std::regex(pattern));
   };
-  return matches(qtype_info(c.qtype).name, options.qtype) && matches(dtype_name(c.dtype), options.dtype) &&
+  return matches(qtype_info(c.qtype).name, options.qtype) && matches(c.activations.name, options.dtype) &&
          matches(shape_name(c.shape), options.shape) && matches(std::to_string(c.M), options.m) &&
          matches(c.isa, options.isa);
 }
@@ -313,11 +364,13 @@ void add(const Cell& c) {
 
 void add_cells() {
   for (const QTypeInfo& qtype : qtypes()) {
-    for (const DType dtype : kDTypes) {
+    for (const Activations& activations : kActivations) {
+      const bool pairs = !activations.codes || !qtype_info(*activations.codes).is_floating_point || qtype.bits == 8;
+      if (!pairs) continue;  // float8 activations meet 8-bit weights
       for (const Shape shape : kShapes) {
         for (const IsaInfo& isa : isas()) {
           if (!isa.supported) continue;
-          for (const std::int64_t M : kRows) add({qtype.qtype, dtype, shape, M, std::string(isa.name)});
+          for (const std::int64_t M : kRows) add({qtype.qtype, activations, shape, M, std::string(isa.name)});
         }
       }
     }

@@ -1,0 +1,152 @@
+"""Tokens per second of a language model: dense, and with each kind of weights, taking turns in one run.
+
+    .venv/bin/python bench/generate.py --model .demo/SmolLM2-135M-Instruct --compile
+
+Measures decoding one token at a time (greedy, eager, with a dynamic cache), decoding with a static cache and a
+compiled forward (`--compile`; it takes minutes to compile), and the prefill of a prompt. Each number is the median
+of the rounds, beside the ratio to dense eager; `nothing` is the same model with layers that return zeros at once:
+the most that faster layers could bring.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, StaticCache
+
+from optimum.quanto import freeze, qtypes, quantize
+
+
+class Nothing(torch.nn.Module):
+    """A linear layer that costs nothing."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.zero = torch.zeros(1, dtype=linear.weight.dtype)
+        self.out_features = linear.out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.zero.expand(*x.shape[:-1], self.out_features)
+
+
+def load(path: Path, weights: str) -> Any:
+    """The model in bfloat16 with these weights: `dense`, `nothing`, or the name of a qtype."""
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, local_files_only=True).eval()
+    if weights == "nothing":
+        for name, module in list(model.named_modules()):
+            if isinstance(module, torch.nn.Linear):
+                model.set_submodule(name, Nothing(module))
+    elif weights != "dense":
+        quantize(model, weights=qtypes[f"q{weights}"])
+        freeze(model)
+    return model
+
+
+def decode_seconds(model: Any, ids: torch.Tensor, tokens: int) -> float:
+    """Seconds of a token after the prompt, with a dynamic cache."""
+    output = model(ids, use_cache=True)
+    token = output.logits[:, -1:].argmax(-1)
+    start = time.perf_counter()
+    for _ in range(tokens):
+        output = model(token, past_key_values=output.past_key_values, use_cache=True)
+        token = output.logits[:, -1:].argmax(-1)
+    return (time.perf_counter() - start) / tokens
+
+
+def prefill_seconds(model: Any, ids: torch.Tensor) -> float:
+    """Seconds of one forward over the prompt."""
+    start = time.perf_counter()
+    model(ids, use_cache=True, logits_to_keep=1)
+    return time.perf_counter() - start
+
+
+class Compiled:
+    """A compiled forward of one token on a static cache."""
+
+    def __init__(self, model: Any, ids: torch.Tensor, length: int) -> None:
+        self.cache = StaticCache(config=model.config, max_cache_len=length)
+        self.start = ids.shape[1]
+        self.first = model(ids, past_key_values=self.cache, use_cache=True).logits[:, -1:].argmax(-1)
+        self.step = torch.compile(model.forward, fullgraph=True)
+
+    def decode_seconds(self, tokens: int) -> float:
+        """Seconds of a token after the prompt."""
+        token = self.first
+        start = time.perf_counter()
+        for position in range(self.start, self.start + tokens):
+            where = torch.tensor([[position]])
+            output = self.step(token, past_key_values=self.cache, position_ids=where, use_cache=True)
+            token = output.logits[:, -1:].argmax(-1)
+        return (time.perf_counter() - start) / tokens
+
+
+def rounds(runners: dict[str, Callable[[], float]], count: int) -> dict[str, float]:
+    """The median of what each runner returns, one after the other, `count` times after a first one for nothing."""
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for turn in range(count + 1):
+        for name, run in runners.items():
+            value = run()
+            if turn > 0:
+                seconds[name].append(value)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def report(title: str, seconds: dict[str, float], tokens: int, base: float) -> dict[str, dict[str, float]]:
+    """Print tokens a second and ratios to `base`, the seconds of dense eager."""
+    print(title)
+    result = {}
+    for name, value in seconds.items():
+        result[name] = {"tokens_per_second": tokens / value, "ratio": base / value}
+        print(f"  {name:10} {tokens / value:9.1f} tokens/s  {base / value:6.2f} x dense eager", flush=True)
+    return result
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", type=Path, default=Path(".demo/SmolLM2-135M-Instruct"), help="`make demo` makes it")
+    parser.add_argument("--weights", nargs="+", default=["int8", "int4", "float8"])
+    parser.add_argument("--tokens", type=int, default=24, help="to decode in each round")
+    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt of the prefill")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="measure compiled decoding too")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+@torch.inference_mode()
+def main() -> int:
+    """Measure."""
+    options = parse()
+    torch.set_num_threads(options.threads)
+    models = {name: load(options.model, name) for name in ["dense", "nothing", *options.weights]}
+    vocabulary = models["dense"].config.vocab_size
+    ids = torch.randint(0, vocabulary, (1, options.prompt), generator=torch.Generator().manual_seed(0))
+    short = ids[:, :16]
+    n = options.tokens
+
+    decode = rounds({k: lambda m=m: decode_seconds(m, short, n) for k, m in models.items()}, options.rounds)
+    base = decode["dense"]
+    results = {"decode": report("decode, eager", decode, 1, base)}
+    prefill = rounds({k: lambda m=m: prefill_seconds(m, ids) for k, m in models.items()}, options.rounds)
+    title = f"prefill of {options.prompt} tokens, eager"
+    results["prefill"] = report(title, prefill, options.prompt, prefill["dense"])
+    if options.compile:
+        compiled = {k: Compiled(m, short, 16 + n) for k, m in models.items() if k != "nothing"}
+        timed = rounds({k: lambda c=c: c.decode_seconds(n) for k, c in compiled.items()}, options.rounds)
+        results["compiled"] = report("decode, compiled with a static cache", timed, 1, base)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
