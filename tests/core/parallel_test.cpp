@@ -56,6 +56,19 @@ TEST(Parallel, ServesSeveralCallersAtOnce) {
   for (auto& caller : callers) caller.join();
 }
 
+TEST(Parallel, StartsItsThreadsOnce) {
+  set_thread_count(3);
+  static std::atomic<int> met{0};
+  for (int call = 0; call < 50; ++call) {
+    parallel_for(64, 1, [](std::int64_t, std::int64_t) {
+      thread_local const int number = ++met;  // once in the life of a thread
+      EXPECT_GT(number, 0);
+    });
+  }
+  EXPECT_LE(met.load(), 3);
+  set_thread_count(2);
+}
+
 TEST(Parallel, ServesCallersWhileItsWidthChanges) {
   std::atomic<bool> done{false};
   std::thread resizer([&] {

@@ -1,6 +1,8 @@
 """Every operator against plain torch, on every instruction set, traced, and as a composition."""
 
 import ctypes
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -422,6 +424,39 @@ def test_bytes_do_not_depend_on_threads(threads):
         assert torch.equal(QUANTO.linear_qbits(x, packed, scale, shift, 4, 128, 257, None), y)
     finally:
         torch.set_num_threads(before)
+
+
+_COUNT_THREADS = """
+import os, sys, torch
+import optimum.quanto.ops
+if len(sys.argv) > 1:
+    torch.set_num_threads(int(sys.argv[1]))
+tasks = lambda: len(os.listdir("/proc/self/task"))
+# Small, or not filled: torch fills large tensors in parallel.
+x, data, scale = torch.zeros(8, 1024), torch.empty(4096, 1024, dtype=torch.int8), torch.ones(4096, 1)
+counts = [tasks()]
+for _ in range(3):
+    torch.ops.quanto.linear_qbytes(x, data, scale, None)
+    counts.append(tasks())
+torch.mm(torch.empty(512, 512), torch.empty(512, 512))
+counts.append(tasks())
+print(torch.get_num_threads() - 1, *(count - counts[0] for count in counts[1:]))
+"""
+
+
+@pytest.mark.parametrize(("environment", "argument"), [("1", []), ("2", []), ("2", ["1"]), ("1", ["2"])])
+def test_operators_run_on_the_threads_of_torch(environment, argument):
+    """As many as OMP_NUM_THREADS or set_num_threads say, started once, and the same that torch's own operators use."""
+    result = subprocess.run(
+        [sys.executable, "-c", _COUNT_THREADS, *argument],
+        env={**os.environ, "OMP_NUM_THREADS": environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    others, *started = map(int, result.stdout.split())
+    assert started == [others] * 4
+    assert others == 0 if "1" in (argument or [environment]) else others <= 1
 
 
 def _there_and_back(sample: Sample):
