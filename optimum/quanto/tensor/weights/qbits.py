@@ -87,6 +87,9 @@ class WeightQBitsTensor(QBitsTensor):
         self._data = data
         self._scale = scale
         self._shift = shift
+        # Asked on every forward: whether linear kernels read this layout; its bits, group size (or 0) and rows.
+        self.takes_codes = axis == 0 and len(self._size) == 2 and isinstance(data, PackedTensor)
+        self._layout = (qtype.bits, group_size or 0, self._size[0])
 
     @classmethod
     def from_parts(
@@ -206,22 +209,16 @@ class WeightQBitsTensor(QBitsTensor):
             return torch.nn.functional.linear(plain, self.dequantize(), bias)
         if codes is not None:
             return self.linear_of_codes(codes._data, codes._scale, bias)
-        return linear_qbits(input, *self._kernel_layout(), bias)
-
-    @property
-    def takes_codes(self) -> bool:
-        """Whether kernels read this layout."""
-        return self._axis == 0 and len(self._size) == 2 and isinstance(self._data, PackedTensor)
+        packed: Any = self._data
+        return linear_qbits(input, packed._data, scale, self._shift, *self._layout, bias)
 
     def linear_of_codes(self, codes: Tensor, codes_scale: Tensor, bias: Tensor | None) -> Tensor:
         """`linear` of 8-bit codes `(..., K)` with a scale for all of them or for each row; without gradients."""
-        return torch.ops.quanto.linear_codes_qbits(codes, codes_scale, *self._kernel_layout(), bias, self._scale.dtype)
-
-    def _kernel_layout(self) -> tuple[Tensor, Tensor, Tensor, int, int, int]:
-        """What the operators take for a weight: packed bytes, scale, shift, bits, group size (or 0), rows."""
-        assert isinstance(self._data, PackedTensor)
-        group_size = self._group_size or 0
-        return self._data._data, self._scale, self._shift, self._qtype.bits, group_size, self._size[0]
+        packed: Any = self._data
+        scale = self._scale
+        return torch.ops.quanto.linear_codes_qbits(
+            codes, codes_scale, packed._data, scale, self._shift, *self._layout, bias, scale.dtype
+        )
 
     def conv(self, input: Tensor, bias: Tensor | None, walk: ConvWalk) -> Tensor:
         """The convolution of `input` with filters along the first axis; no gradients for the weight."""
