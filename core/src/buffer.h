@@ -16,16 +16,28 @@ inline Buffer allocate(std::size_t bytes) {
   return Buffer(bytes == 0 ? nullptr : ::operator new (bytes, std::align_val_t{64}));
 }
 
-/// Per-thread memory that grows to the largest request: a decode step calls hundreds of times a second.
-inline void* thread_buffer(std::size_t bytes) {
-  thread_local Buffer buffer;
-  thread_local std::size_t capacity = 0;
-  if (bytes > capacity) {
-    buffer.reset();
-    buffer = allocate(bytes);
-    capacity = bytes;
+/// Memory that grows to the largest request: a decode step calls hundreds of times a second.
+class GrowingBuffer {
+ public:
+  void* at_least(std::size_t bytes) {
+    if (bytes > capacity_) {
+      capacity_ = 0;
+      buffer_.reset();
+      buffer_ = allocate(bytes);
+      capacity_ = bytes;
+    }
+    return bytes == 0 ? nullptr : buffer_.get();
   }
-  return bytes == 0 ? nullptr : buffer.get();
+
+ private:
+  Buffer buffer_;
+  std::size_t capacity_ = 0;
+};
+
+/// The scratch memory of the calling thread.
+inline void* thread_buffer(std::size_t bytes) {
+  thread_local GrowingBuffer buffer;
+  return buffer.at_least(bytes);
 }
 
 }  // namespace quanto

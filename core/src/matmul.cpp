@@ -24,6 +24,23 @@ using kernels::MatmulKernel;
 // Multiply-adds below which waking another thread costs more than it saves.
 constexpr std::int64_t kSerialOperations = 1 << 17;
 
+/// The prepared activations of one call. Those of many rows would be kept for ever, so they are freed with the call,
+/// which is long enough not to notice.
+class Workspace {
+ public:
+  explicit Workspace(std::size_t bytes) {
+    constexpr std::size_t kKept = 1 << 20;
+    thread_local GrowingBuffer kept;
+    if (bytes > kKept) own_ = allocate(bytes);
+    data_ = bytes > kKept ? own_.get() : kept.at_least(bytes);
+  }
+  void* data() const { return data_; }
+
+ private:
+  Buffer own_;
+  void* data_;
+};
+
 void check_weight(const WeightView& w) {
   check_shape("matmul", w.out_features, w.in_features);
   const bool affine = is_affine(w.qtype);
@@ -100,8 +117,8 @@ void fill_with_bias(const MatmulArgs& args) {
 }
 
 void run(const MatmulKernel& kernel, MatmulArgs& args) {
-  const Buffer workspace = allocate(kernel.workspace_bytes(args));
-  args.workspace = workspace.get();
+  const Workspace workspace(kernel.workspace_bytes(args));
+  args.workspace = workspace.data();
   const bool serial = args.M * args.N <= kSerialOperations / args.K;
   parallel_for(args.M, serial ? args.M : std::max<std::int64_t>(1, (1 << 16) / args.K),
                [&](std::int64_t begin, std::int64_t end) { kernel.prepare(args, begin, end); });

@@ -258,6 +258,25 @@ TEST(MatmulKernels, GroupsOfAnyMultipleOf32RunOnFastKernels) {
   });
 }
 
+TEST(MatmulKernels, ChannelsThatStraddleFieldsRunOnFastKernels) {
+  for_each_isa([](const IsaInfo&) {
+    for (const QType qtype : {QType::qint2, QType::qint4}) {
+      for (const DType dtype : kDTypes) {
+        for (const std::int64_t M : {1, 3, 8, 14, 30}) {
+          for (const std::int64_t N : {1, 2, 3, 5, 7, 9, 17, 33, 71}) {
+            for (const std::int64_t groups : {1, 2, 3, 4, 7}) {
+              MatmulCase c({qtype, dtype, dtype, M, N, 128 * groups, 128});
+              EXPECT_EQ(matmul_kernel_name(c.x(), c.w()).find("/rows"), std::string::npos);
+              c.run();
+              EXPECT_EQ(check_matmul(c.x(), c.w(), c.bias(), c.y()), "") << "M=" << M << " N=" << N << " " << groups;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST(MatmulFloat8, DecodesEveryCode) {
   for_each_isa([](const IsaInfo&) {
     for (const QType qtype : {QType::qfloat8_e4m3fn, QType::qfloat8_e4m3fnuz, QType::qfloat8_e5m2}) {

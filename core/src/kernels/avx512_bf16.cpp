@@ -12,10 +12,20 @@ namespace {
 constexpr std::int64_t kFewestPanelRows = 33;
 constexpr std::int64_t kFewestInt8PanelRows = 33;
 
+template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
+struct Cell {
+  static constexpr MatmulKernel kKernels[] = {
+      kBf16PanelKernel<kQType, kFewestPanelRows>,
+      kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
+  };
+};
 template <QType kQType>
-constexpr MatmulKernel kKernels[] = {
-    kBf16PanelKernel<kQType, kFewestPanelRows>,
-    kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
+struct Cell<kQType, true> {
+  static constexpr MatmulKernel kKernels[] = {
+      kBf16PanelKernel<kQType, kFewestPanelRows>,
+      kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
+      kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPanelRows - 1>,
+  };
 };
 
 template <QType kQType>
@@ -31,7 +41,9 @@ constexpr void fill_int8_cell(KernelTable& table) {
 
 template <QType kQType>
 constexpr void fill_cell(KernelTable& table) {
-  table.matmul[static_cast<int>(kQType)][static_cast<int>(DType::bfloat16)] = {kKernels<kQType>, 2};
+  using Kernels = Cell<kQType>;
+  table.matmul[static_cast<int>(kQType)][static_cast<int>(DType::bfloat16)] = {
+      Kernels::kKernels, static_cast<int>(sizeof(Kernels::kKernels) / sizeof(MatmulKernel))};
 }
 
 template <QType kQType, DType kDType>

@@ -140,6 +140,10 @@ struct Bf16Dots {
       return decode_to_bf16<kType>(codes);
     }
   }
+  /// The codes with the field that starts at `bit` of a byte moved to its lowest bits.
+  static QUANTO_INLINE Codes shifted(const Codes& codes, int bit) {
+    return {{_mm512_srl_epi16(codes.of[0], _mm_cvtsi32_si128(bit)), codes.of[1]}};
+  }
   static QUANTO_INLINE X decode(const Codes& codes, int field, int v) {
     if constexpr (is_affine_qtype(kType)) return decode_words<bits_of(kType)>(codes.of[0], field, 8 * v);
     return codes.of[v];

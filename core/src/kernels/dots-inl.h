@@ -118,6 +118,8 @@ struct PackedFloatDots {
     codes.of[1] = codes.of[0] >> 24;
     return codes;
   }
+  /// The codes with the field that starts at `bit` of a byte moved to its lowest bits.
+  static QUANTO_INLINE Codes shifted(const Codes& codes, int bit) { return {{codes.of[0] >> bit, codes.of[1] >> bit}}; }
   static QUANTO_INLINE X decode(const Codes& codes, int field, int v) {
     const std::uint32_t mask = ((1u << kBits) - 1) << (kBits * field + (v == 3 ? 0 : 8 * v));
     return to_float((IntLanes)(codes.of[v == 3 ? 1 : 0] & mask));
@@ -143,6 +145,7 @@ struct LookedUpInt2Dots : PackedFloatDots<2> {
   using Codes = __m512i;
 
   static QUANTO_INLINE Codes load_codes(const std::uint8_t* at) { return _mm512_loadu_si512(at); }
+  static QUANTO_INLINE Codes shifted(Codes codes, int bit) { return _mm512_srl_epi32(codes, _mm_cvtsi32_si128(bit)); }
   static QUANTO_INLINE X decode(Codes codes, int field, int v) {
     const int first = 8 * v + 4 * (field / 2);
     const __m512i index = first == 0 ? codes : _mm512_srli_epi32(codes, static_cast<unsigned>(first));

@@ -8,6 +8,9 @@
 //   sum over k of (scale * code - shift) * x  =  scale * sum of code * x  -  shift * sum of x.
 // No term is larger than |scale * code * x| or |shift * x|, and a group of zeros gives zero.
 //
+// Channels that share bytes lie side by side only if N is a multiple of their number. Where it is not, each channel is
+// taken on its own (OneField): its codes are moved to the lowest field, and bytes are read once for every field.
+//
 // The order of the additions is the same for every row, whatever the other rows are, so a row has the same bytes in
 // every batch: products of a chunk go to the lanes of a vector, chunk after chunk.
 #pragma once
@@ -47,7 +50,17 @@ requires Dots::kIntegers struct SumsOf<Dots> {
 QUANTO_INLINE FloatLanes as_floats(FloatLanes sums) { return sums; }
 QUANTO_INLINE FloatLanes as_floats(IntLanes sums) { return to_float(sums); }
 
-/// Codes in a byte. Stripe i, the K bytes from i * K on, holds the codes of the channels i, i + N / fields, ...
+/// The same for a single field of packed codes, which is chosen when they are loaded. A stripe is a channel.
+template <class Dots>
+struct OneField : Dots {
+  static constexpr int kFields = 1;
+};
+template <class Dots>
+constexpr bool kIsOneField = false;
+template <class Dots>
+constexpr bool kIsOneField<OneField<Dots>> = true;
+
+/// Stripe i, the K bytes from i * K on, holds the codes of the channels i, i + N / fields, ...
 template <class Dots>
 QUANTO_INLINE std::int64_t stripe_count(const MatmulArgs& a) {
   return a.N / Dots::kFields;
@@ -181,6 +194,7 @@ struct FewRowsBlock {
   std::int64_t stripe;        ///< the first one, counted within the unit
   std::int64_t m;
   std::int64_t k, depth;  ///< whole chunks, at most segment_depth()
+  int field;              ///< that the codes are in, of OneField
 
   FewRowsBlock from_stripe(std::int64_t s) const {
     FewRowsBlock block = *this;
@@ -225,9 +239,12 @@ struct BlockSums {
   }
 
   /// What there is less of, activations or decoded codes, waits in registers for the other.
-  QUANTO_INLINE void add_chunk(const std::uint8_t* codes, std::int64_t apart, const typename Dots::X* x) {
+  QUANTO_INLINE void add_chunk(const FewRowsBlock& block, std::int64_t offset, const typename Dots::X* x) {
     typename Dots::Codes loaded[kStripes];
-    QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) loaded[s] = Dots::load_codes(codes + s * apart);
+    QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
+      loaded[s] = Dots::load_codes(block.codes + s * block.apart + offset);
+      if constexpr (kIsOneField<Dots>) loaded[s] = Dots::shifted(loaded[s], bits_of(Dots::kQType) * block.field);
+    }
     QUANTO_UNROLL for (int v = 0; v < Dots::kVectors; ++v) {
       if constexpr (kRows <= kStripes * kFields) {
         typename Dots::X rows[kRows];
@@ -268,7 +285,7 @@ struct BlockSums {
         const std::uint8_t* fetched = k < block.depth ? block.codes + k : block.next + (k - block.depth);
         QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * block.apart);
       }
-      add_chunk(block.codes + i, block.apart, x);
+      add_chunk(block, i, x);
     }
   }
 };
@@ -383,26 +400,58 @@ QUANTO_INLINE std::int64_t segment_depth(const MatmulArgs& a) {
   return Dots::kChunk * (bytes / (rows * Dots::kVectors * static_cast<std::int64_t>(sizeof(typename Dots::X))));
 }
 
-/// The stripes [begin, end) of a unit, whose codes are `codes`. What is left of K after whole chunks is copied to where
-/// zeros follow it.
+/// Codes of some stripes, one after the other: those of k in [begin, end), where begin is the first of a chunk.
+struct StripeCodes {
+  const std::uint8_t* first;  ///< where the code of k = 0 would be
+  std::int64_t begin, end;
+  int field = 0;
+};
+
+/// The stripes [begin, end) of a unit. What is left after whole chunks is copied to where zeros follow it.
 template <class Dots>
-inline void multiply_stripe_range(const MatmulArgs& a, const std::uint8_t* codes, std::int64_t begin, std::int64_t end,
+inline void multiply_stripe_range(const MatmulArgs& a, const StripeCodes& codes, std::int64_t begin, std::int64_t end,
                                   const UnitScratch<Dots>& scratch) {
-  const std::int64_t whole = a.K / Dots::kChunk * Dots::kChunk;
-  codes += begin * a.K;
+  const std::int64_t whole = codes.begin + (codes.end - codes.begin) / Dots::kChunk * Dots::kChunk;
   const std::int64_t segment = segment_depth<Dots>(a);
-  for (std::int64_t k = 0; k < whole; k += segment) {
+  for (std::int64_t k = codes.begin; k < whole; k += segment) {
     const std::int64_t depth = smaller(segment, whole - k);
-    const std::uint8_t* next = k + depth < whole ? codes + k + depth : codes + (end - begin) * a.K;
-    multiply_all_rows<Dots>(a, {codes + k, a.K, next, begin, 0, k, depth}, end, scratch);
+    const std::uint8_t* next = codes.first + (k + depth < whole ? k + depth : (end - begin) * a.K);
+    multiply_all_rows<Dots>(a, {codes.first + k, a.K, next, begin, 0, k, depth, codes.field}, end, scratch);
   }
-  if (whole == a.K) return;
+  if (whole == codes.end) return;
   std::uint8_t rest[kStripesPerUnit * Dots::kChunk] = {};
   for (std::int64_t s = begin; s < end; ++s) {
-    __builtin_memcpy(rest + (s - begin) * Dots::kChunk, codes + (s - begin) * a.K + whole,
-                     static_cast<std::size_t>(a.K - whole));
+    __builtin_memcpy(rest + (s - begin) * Dots::kChunk, codes.first + (s - begin) * a.K + whole,
+                     static_cast<std::size_t>(codes.end - whole));
   }
-  multiply_all_rows<Dots>(a, {rest, Dots::kChunk, rest, begin, 0, whole, Dots::kChunk}, end, scratch);
+  multiply_all_rows<Dots>(a, {rest, Dots::kChunk, rest, begin, 0, whole, Dots::kChunk, codes.field}, end, scratch);
+}
+
+/// `count` channels from n on, whatever fields their codes are in. Grouped row r = n * groups + j has its codes in
+/// field r / packed_rows of packed row r % packed_rows.
+template <class Dots>
+inline void multiply_channels(const MatmulArgs& a, std::int64_t n, std::int64_t count, std::int64_t together,
+                              const UnitScratch<Dots>& scratch) {
+  for (std::int64_t i = 0; i < count;) {
+    const std::int64_t row = (n + i) * a.groups, field = row / a.packed_rows;
+    const std::int64_t rows_left = (field + 1) * a.packed_rows - row;
+    if (rows_left >= a.groups) {  // some channels, all of whose codes are in one field
+      const std::int64_t last = smaller(i + smaller(together, rows_left / a.groups), count);
+      const std::uint8_t* first = a.w + (row - field * a.packed_rows) * a.group_size;
+      multiply_stripe_range<Dots>(a, {first, 0, a.K, static_cast<int>(field)}, i, last, scratch);
+      i = last;
+      continue;
+    }
+    for (std::int64_t j = 0; j < a.groups;) {
+      const std::int64_t f = (row + j) / a.packed_rows;
+      const std::int64_t last = smaller((f + 1) * a.packed_rows - row, a.groups);
+      const std::uint8_t* first = a.w + (row - f * a.packed_rows) * a.group_size;
+      multiply_stripe_range<Dots>(a, {first, j * a.group_size, last * a.group_size, static_cast<int>(f)}, i, i + 1,
+                                  scratch);
+      j = last;
+    }
+    ++i;
+  }
 }
 
 // Units.
@@ -487,8 +536,12 @@ void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
     const std::int64_t count = smaller(kStripesPerUnit, stripe_count<Dots>(a) - first);
     for_channels<Dots>(a, first, count,
                        [&](std::int64_t n, std::int64_t i, int f) { start_channel<Dots>(a, n, i, f, scratch); });
-    for (std::int64_t i = 0; i < count; i += together) {
-      multiply_stripe_range<Dots>(a, a.w + first * a.K, i, smaller(i + together, count), scratch);
+    if constexpr (kIsOneField<Dots>) {
+      multiply_channels<Dots>(a, first, count, together, scratch);
+    } else {
+      for (std::int64_t i = 0; i < count; i += together) {
+        multiply_stripe_range<Dots>(a, {a.w + (first + i) * a.K, 0, a.K}, i, smaller(i + together, count), scratch);
+      }
     }
     for (int f = 0; f < Dots::kFields; ++f) {
       store_channels<Dots>(a, f * stripe_count<Dots>(a) + first, count, f, scratch);
@@ -496,12 +549,12 @@ void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
   }
 }
 
-/// Channels that share bytes lie regularly only if N is a multiple of their number, and groups have to end where chunks
-/// or their halves do.
+/// Groups have to end where chunks or their halves do; where channels straddle fields, where chunks do.
 template <class Dots, std::int64_t kMostRows>
 bool few_rows_supports(const MatmulArgs& a) {
+  constexpr std::int64_t kGroupStep = kIsOneField<Dots> ? Dots::kChunk : Dots::kChunk / 2;
   return a.M <= kMostRows && a.N % Dots::kFields == 0 && (Dots::kTakesAllValues || !a.special_values) &&
-         (a.groups == 1 || a.group_size % (Dots::kChunk / 2) == 0);
+         (a.groups == 1 || a.group_size % kGroupStep == 0);
 }
 
 template <class Dots>
@@ -511,7 +564,7 @@ std::int64_t few_rows_unit_count(const MatmulArgs& a) {
 
 template <class Dots, DType kDType, std::int64_t kMostRows>
 constexpr MatmulKernel kFewRowsKernel = {
-    "few_rows",
+    kIsOneField<Dots> ? "few_rows_by_field" : "few_rows",
     few_rows_supports<Dots, kMostRows>,
     few_rows_workspace_bytes<Dots>,
     few_rows_prepare<Dots, kDType>,

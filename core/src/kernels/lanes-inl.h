@@ -39,6 +39,18 @@ typedef std::uint16_t WordLanes __attribute__((vector_size(kLanes * 2)));
 
 #if defined(__AVX512F__)
 constexpr __mmask16 first_lanes(int count) { return static_cast<__mmask16>((1u << count) - 1); }
+#elif defined(__AVX2__)
+inline IntLanes first_lanes(int count) { return IntLanes{0, 1, 2, 3, 4, 5, 6, 7} < count; }
+/// Up to four of them, put together in a register: what is stored in parts takes long to be loaded as a whole.
+inline std::uint64_t first_words(const char* from, int count) {
+  std::uint64_t all = 0;
+  for (int i = 0; i < 4 && i < count; ++i) {
+    std::uint16_t word;
+    __builtin_memcpy(&word, from + 2 * i, sizeof(word));
+    all |= static_cast<std::uint64_t>(word) << (16 * i);
+  }
+  return all;
+}
 #endif
 
 /// The first `count` elements at any address (tensors mapped from files are not aligned), zeros after them.
@@ -49,6 +61,17 @@ inline Vector load(const void* from, int count) {
     if constexpr (sizeof(Vector) == 4 * kLanes) return (Vector)_mm512_maskz_loadu_ps(first_lanes(count), from);
     if constexpr (sizeof(Vector) == 2 * kLanes) return (Vector)_mm256_maskz_loadu_epi16(first_lanes(count), from);
     if constexpr (sizeof(Vector) == kLanes) return (Vector)_mm_maskz_loadu_epi8(first_lanes(count), from);
+  }
+#elif defined(__AVX2__)
+  if (!__builtin_constant_p(count)) {
+    if constexpr (sizeof(Vector) == 4 * kLanes) {
+      return (Vector)_mm256_maskload_ps(static_cast<const float*>(from), (__m256i)first_lanes(count));
+    }
+    if constexpr (sizeof(Vector) == 2 * kLanes) {
+      const auto* words = static_cast<const char*>(from);
+      const std::uint64_t low = first_words(words, count), high = count > 4 ? first_words(words + 8, count - 4) : 0;
+      return (Vector)_mm_set_epi64x(static_cast<long long>(high), static_cast<long long>(low));
+    }
   }
 #endif
   Vector value{};
@@ -62,6 +85,12 @@ inline void store(void* to, Vector value, int count) {
     if constexpr (sizeof(Vector) == 4 * kLanes) return _mm512_mask_storeu_ps(to, first_lanes(count), (__m512)value);
     if constexpr (sizeof(Vector) == 2 * kLanes) return _mm256_mask_storeu_epi16(to, first_lanes(count), (__m256i)value);
     if constexpr (sizeof(Vector) == kLanes) return _mm_mask_storeu_epi8(to, first_lanes(count), (__m128i)value);
+  }
+#elif defined(__AVX2__)
+  if (!__builtin_constant_p(count)) {
+    if constexpr (sizeof(Vector) == 4 * kLanes) {
+      return _mm256_maskstore_ps(static_cast<float*>(to), (__m256i)first_lanes(count), (__m256)value);
+    }
   }
 #endif
   __builtin_memcpy(to, &value, static_cast<std::size_t>(count) * (sizeof(Vector) / kLanes));

@@ -144,21 +144,41 @@ void panel_run(const MatmulArgs& a, void* scratch, std::int64_t begin, std::int6
 
 bool panel_supports(const MatmulArgs& a) { return a.M >= Simd::kFewestPanelRows; }
 
-/// Best first; the last one serves what the others do not.
 template <QType kQType, DType kDType>
-constexpr MatmulKernel kKernels[] = {
-    {"panel", panel_supports, panel_workspace_bytes, panel_prepare<kDType>, nullptr, panel_scratch_bytes, Unit::count,
-     panel_run<kQType>},
-    kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
-    kRowsKernel<kQType, kDType>,
+constexpr MatmulKernel kPanelKernel = {"panel", panel_supports,      panel_workspace_bytes, panel_prepare<kDType>,
+                                       nullptr, panel_scratch_bytes, Unit::count,           panel_run<kQType>};
+
+/// Best first; the last one serves what the others do not.
+template <QType kQType, DType kDType, bool kPacked = is_affine_qtype(kQType)>
+struct Cell {
+  static constexpr MatmulKernel kKernels[] = {
+      kPanelKernel<kQType, kDType>,
+      kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
+      kRowsKernel<kQType, kDType>,
+  };
 };
+template <QType kQType, DType kDType>
+struct Cell<kQType, kDType, true> {
+  static constexpr MatmulKernel kKernels[] = {
+      kPanelKernel<kQType, kDType>,
+      kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
+      kFewRowsKernel<OneField<FloatDots<kQType>>, kDType, Simd::kFewestPanelRows - 1>,
+      kRowsKernel<kQType, kDType>,
+  };
+};
+
+template <QType kQType, DType kDType>
+constexpr void fill_cell(KernelTable& table) {
+  using Kernels = Cell<kQType, kDType>;
+  table.matmul[static_cast<int>(kQType)][static_cast<int>(kDType)] = {
+      Kernels::kKernels, static_cast<int>(sizeof(Kernels::kKernels) / sizeof(MatmulKernel))};
+}
 
 template <QType kQType>
 constexpr void fill_cells(KernelTable& table) {
-  auto* cells = table.matmul[static_cast<int>(kQType)];
-  cells[static_cast<int>(DType::float32)] = {kKernels<kQType, DType::float32>, 3};
-  cells[static_cast<int>(DType::bfloat16)] = {kKernels<kQType, DType::bfloat16>, 3};
-  cells[static_cast<int>(DType::float16)] = {kKernels<kQType, DType::float16>, 3};
+  fill_cell<kQType, DType::float32>(table);
+  fill_cell<kQType, DType::bfloat16>(table);
+  fill_cell<kQType, DType::float16>(table);
 }
 
 /// Int8 activations, best first.
