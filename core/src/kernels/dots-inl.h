@@ -65,15 +65,14 @@ inline bool prepare_floats(const void* x, std::int64_t index, std::int64_t count
   return plain;
 }
 
-/// 8-bit codes in the order of the checkpoint.
+/// 8-bit codes in the order of the checkpoint, each vector on its own.
 template <QType kType>
-struct FloatDots {
+struct ByteFloatDots {
   static constexpr QType kQType = kType;
   static constexpr int kFields = 1;
   static constexpr int kVectors = 4;
   static constexpr std::int64_t kChunk = kVectors * kLanes;
-  /// The decoder makes a number of the NaN of e4m3, whose presence has to be found out separately.
-  static constexpr bool kDecodesNan = !is_float8(kType) || kType == QType::qfloat8_e5m2 || !kHasFloat16;
+  static constexpr bool kDecodesNan = true;
   static constexpr bool kTakesAllValues = true;
   using X = FloatLanes;
   struct Codes {
@@ -92,9 +91,43 @@ struct FloatDots {
   static void arrange(FloatLanes (&)[kVectors]) {}
   template <DType kDType>
   static inline bool prepare(const void* x, std::int64_t index, std::int64_t count, X* out) {
-    return prepare_floats<FloatDots, kDType>(x, index, count, out);
+    return prepare_floats<ByteFloatDots, kDType>(x, index, count, out);
   }
 };
+
+#if defined(__AVX2__) && defined(__F16C__)
+/// float8 codes as float16 numbers, two vectors at a time, whose exponents hold those of all its formats. The numbers
+/// of e4m3 come out smaller by a power of two, which the sums are multiplied with, and its NaN comes out as a number.
+template <QType kType>
+struct Float16Dots : ByteFloatDots<kType> {
+  static constexpr int kVectors = 4;
+  /// The NaN's presence has to be found out separately.
+  static constexpr bool kDecodesNan = kType == QType::qfloat8_e5m2;
+  static constexpr bool kTakesAllValues = kType == QType::qfloat8_e5m2;
+  struct Codes {
+    WordPairs of[kVectors / 2];
+  };
+
+  static QUANTO_INLINE Codes load_codes(const std::uint8_t* at) {
+    Codes codes;
+    QUANTO_UNROLL for (int i = 0; i < kVectors / 2; ++i) {
+      const WordPairs words = load_signed_bytes(at + i * 2 * kLanes);
+      codes.of[i] = kType == QType::qfloat8_e5m2 ? words << 8 : (words << 7) & std::uint16_t{0xbfff};
+    }
+    return codes;
+  }
+  static QUANTO_INLINE FloatLanes decode(const Codes& codes, int, int v) {
+    return float16_half(codes.of[v / 2], v % 2 == 1);
+  }
+  static constexpr float field_factor(int) {
+    return kType == QType::qfloat8_e5m2 ? 1.0f : kType == QType::qfloat8_e4m3fn ? 0x1p8f : 0x1p7f;
+  }
+  template <DType kDType>
+  static inline bool prepare(const void* x, std::int64_t index, std::int64_t count, FloatLanes* out) {
+    return prepare_floats<Float16Dots, kDType>(x, index, count, out);
+  }
+};
+#endif
 
 /// Packed codes: a lane holds four bytes, of which `& mask` leaves one field times a power of two. Activations carry
 /// the inverse of the byte's power, the scale that of the field, so that no code has to be shifted; only the last byte
@@ -161,6 +194,9 @@ struct LookedUpInt2Dots : PackedFloatDots<2> {
 };
 #endif
 
+/// What each qtype is multiplied with float32 activations by.
+template <QType kType>
+struct FloatDots : ByteFloatDots<kType> {};
 template <>
 struct FloatDots<QType::qint4> : PackedFloatDots<4> {};
 #if defined(__AVX512F__)
@@ -169,6 +205,16 @@ struct FloatDots<QType::qint2> : LookedUpInt2Dots {};
 #else
 template <>
 struct FloatDots<QType::qint2> : PackedFloatDots<2> {};
+#endif
+#if defined(__AVX2__) && defined(__F16C__)
+template <>
+struct FloatDots<QType::qfloat8_e4m3fn> : Float16Dots<QType::qfloat8_e4m3fn> {};
+template <>
+struct FloatDots<QType::qfloat8_e4m3fnuz> : Float16Dots<QType::qfloat8_e4m3fnuz> {};
+#endif
+#if defined(__AVX512F__)  // with AVX2, halves of vectors cost e5m2 more than its codes cost on their own
+template <>
+struct FloatDots<QType::qfloat8_e5m2> : Float16Dots<QType::qfloat8_e5m2> {};
 #endif
 
 }  // namespace

@@ -499,7 +499,7 @@ template <class Dots>
 inline float scale_of_sums(const MatmulArgs& a, std::int64_t n) {
   if constexpr (is_affine_qtype(Dots::kQType)) return 1.0f;
   if (!Dots::kDecodesNan && has_nan_code<Dots::kQType>(a.w + n * a.K, a.K)) return __builtin_nanf("");
-  return channel_scale(a, n) * Dots::field_factor(0);
+  return channel_scale(a, n);
 }
 
 /// The outputs of `count` channels from n on, the sums of which lie in the stripes of one field.
@@ -509,7 +509,10 @@ inline void store_channels(const MatmulArgs& a, std::int64_t n, std::int64_t cou
   float scales[kStripesPerUnit], sums[kStripesPerUnit];
   for (std::int64_t i = 0; i < count; ++i) scales[i] = scale_of_sums<Dots>(a, n + i);
   for (std::int64_t m = 0; m < a.M; ++m) {
-    for (std::int64_t i = 0; i < count; ++i) sums[i] = total_of<Dots>(scratch.totals_of(i, field)[m]);
+    for (std::int64_t i = 0; i < count; ++i) {
+      sums[i] = total_of<Dots>(scratch.totals_of(i, field)[m]);
+      if constexpr (!is_affine_qtype(Dots::kQType)) sums[i] *= Dots::field_factor(0);
+    }
     for_chunks(count, [&](std::int64_t i, auto chunk) {
       FloatLanes y = load<FloatLanes>(sums + i, chunk.count) * load<FloatLanes>(scales + i, chunk.count);
       if (a.row_scale != nullptr) y *= broadcast(row_scale(a, m));
