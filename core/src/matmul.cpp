@@ -21,7 +21,8 @@ namespace {
 using kernels::MatmulArgs;
 using kernels::MatmulKernel;
 
-// Multiply-adds below which waking another thread costs more than it saves.
+// Multiply-adds below which waking another thread costs more than it saves: a linear layer of 384 x 384 int8 weights
+// and one row takes 15.6 us on one of torch's threads and 15.2 us on two; 448 x 448 19.2 and 16.6 us.
 constexpr std::int64_t kSerialOperations = 1 << 17;
 
 /// The prepared activations of one call. Those of many rows would be kept for ever, so they are freed with the call,

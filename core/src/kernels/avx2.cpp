@@ -8,8 +8,8 @@ struct Simd {
   using V = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kRowVectors = 2;
-  static constexpr int kTile = 6;  // 12 sums, 2 rows and a weight in 16 registers
-  static constexpr int kFewestPanelRows = 33;
+  static constexpr int kTile = 6;              // 12 sums, 2 rows and a weight in 16 registers
+  static constexpr int kFewestPanelRows = 37;  // where a panel for 48 rows costs what few rows do: at 35 to 38 rows
   static V load(const float* at) { return _mm256_loadu_ps(at); }
   static void store(float* at, V v) { _mm256_storeu_ps(at, v); }
   static V broadcast(float v) { return _mm256_set1_ps(v); }

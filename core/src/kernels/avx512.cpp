@@ -17,8 +17,8 @@ struct Simd {
   using V = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kRowVectors = 4;
-  static constexpr int kTile = 6;  // 24 sums, 4 rows and a weight in 32 registers
-  static constexpr int kFewestPanelRows = 33;
+  static constexpr int kTile = 6;              // 24 sums, 4 rows and a weight in 32 registers
+  static constexpr int kFewestPanelRows = 41;  // where a panel for 48 rows costs what few rows do: at 37 to 44 rows
   static V load(const float* at) { return _mm512_loadu_ps(at); }
   static void store(float* at, V v) { _mm512_storeu_ps(at, v); }
   static V broadcast(float v) { return _mm512_set1_ps(v); }
