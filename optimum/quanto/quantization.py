@@ -14,6 +14,7 @@ from .nn.qmodule import qmodule_of, reason_left_float
 from .tensor import Optimizer, QTensor, qtype
 from .tensor.qtype import as_qtype
 from .tensor.wrapper import same_values
+from .ties import save_ties_once
 
 
 __all__ = ["freeze", "quantization_map", "quantize", "requantize"]
@@ -112,6 +113,7 @@ def quantize(
         return _named(name, qmodule, activations if dynamic else None)
 
     _replace_each(model, quantized, unfused_experts(model, is_wanted) if weights is not None else {})
+    save_ties_once(model)
 
 
 def _replace_each(
@@ -316,6 +318,7 @@ def requantize(
     ties = _names_by_tensor(model)
     snapshot = [(m, dict(m._parameters), dict(m._buffers)) for m in model.modules()]
     replacements = quantize_by_map(model, quantization_map)
+    save_ties_once(model)
     try:
         _load_exactly(model, state_dict, ties)
     except Exception:
