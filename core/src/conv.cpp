@@ -149,7 +149,7 @@ class PlaneFiller {
 template <class T, int kLength>
 void copy_runs(const T* from, const Index* offsets, Index runs, T* to) {
   // Three elements are moved as four, the last of which the next run replaces.
-  constexpr int kMoved = kLength == 3 ? 4 : kLength;
+  constexpr int kMoved = kLength + (kLength == 3 ? 1 : 0);
   for (Index r = 0; r + 1 < runs; ++r) copy_elements<T>(from + offsets[r], kMoved, to + r * kLength);
   copy_elements<T>(from + offsets[runs - 1], kLength, to + (runs - 1) * kLength);
 }
