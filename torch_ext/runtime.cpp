@@ -1,6 +1,10 @@
 // What Python asks of the core without tensors, as plain C functions for ctypes, and torch's threads for the core.
 #include <torch/csrc/stable/ops.h>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <optional>
@@ -128,4 +132,11 @@ QUANTO_EXPORT const char* quanto_kernel_name(const char* qtype, const char* acti
     last_error = error.what();
     return nullptr;
   }
+}
+
+/// Gives memory that was freed, but that the allocator keeps, back to the operating system, where it can be asked to.
+QUANTO_EXPORT void quanto_release_freed_memory() {
+#if defined(__GLIBC__)
+  malloc_trim(0);
+#endif
 }

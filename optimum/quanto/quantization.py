@@ -11,6 +11,7 @@ import torch
 from .nn import QModuleMixin, quantize_module
 from .nn.experts import unfused_experts
 from .nn.qmodule import qmodule_of, reason_left_float
+from .ops.library import release_freed_memory
 from .tensor import Optimizer, QTensor, qtype
 from .tensor.qtype import as_qtype
 from .tensor.wrapper import same_values
@@ -188,6 +189,9 @@ def freeze(model: torch.nn.Module, allow_non_finite: bool = False) -> None:
             module.weight = source
         raise
     if modules:
+        # The float weights end here, in pieces that glibc would keep: half of what the process then holds.
+        sources.clear()
+        release_freed_memory()
         _warn_of_float(model)
 
 

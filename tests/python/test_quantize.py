@@ -397,3 +397,31 @@ def test_requantize_that_fails_leaves_the_model_as_it_was():
         assert type(model.first) is torch.nn.Linear
         assert {name: id(p) for name, p in model.named_parameters()} == before
         assert torch.equal(model(x), expected)
+
+
+_RESIDENT_SET = """
+import sys, torch
+from optimum.quanto import coverage, freeze, quantize
+
+def resident():
+    line = next(line for line in open("/proc/self/status") if line.startswith("VmRSS"))
+    return int(line.split()[1]) * 1024
+
+def frozen(layers):
+    model = torch.nn.Sequential(*[torch.nn.Linear(1024, 1024, bias=False) for _ in range(layers)])
+    quantize(model, weights="qint4")
+    freeze(model)
+    return model
+
+frozen(1)(torch.zeros(1, 1024))
+before = resident()
+model = frozen(40)
+print(resident() - before, coverage(model).bytes)
+"""
+
+
+def test_a_frozen_model_holds_its_bytes_and_nothing_else():
+    found = subprocess.run([sys.executable, "-c", _RESIDENT_SET], check=True, capture_output=True, text=True)
+    grown, held = map(int, found.stdout.split())
+    assert held < 25e6
+    assert grown < held + 8e6

@@ -81,6 +81,11 @@ def force_isa(name: str) -> None:
         raise ValueError(_functions().quanto_last_error().decode())
 
 
+def release_freed_memory() -> None:
+    """Give the memory of freed tensors, which glibc's allocator keeps in pieces, back to the operating system."""
+    _functions().quanto_release_freed_memory()
+
+
 def kernel_name(
     qtype: str, activations: torch.dtype | str, rows: int, out_features: int, in_features: int, group_size: int
 ) -> str:
