@@ -1,17 +1,35 @@
-// AVX-512 with VBMI, BF16 and AMX: matmuls of many rows in tiles, for all types of activations. Few rows are left to
-// the kernels of AVX-512.
+// AVX-512 with VBMI, BF16 and AMX: matmuls of many rows in tiles, for all types of activations. Few rows of bfloat16
+// are widened for multiply-adds: CPUs with AMX take two cycles for a bfloat16 dot product outside of tiles. Few rows of
+// other activations are left to the kernels of AVX-512.
 #include "kernels/amx_int8-inl.h"
 #include "kernels/amx_panel-inl.h"
+#include "kernels/few_rows-inl.h"
 #include "kernels/int8_panel-inl.h"
 #include "kernels/kernel_table.h"
 
 namespace quanto::kernels {
 namespace {
 
-constexpr std::int64_t kFewestPanelRows = 6;
+/// The seam between few and many rows, where both cost the same. Tiles read a weight in a time that hardly depends on
+/// the rows; it is longer for 8-bit codes, and for activations that are two or three terms.
+constexpr std::int64_t fewest_panel_rows(QType qtype, DType dtype) {
+  const bool packed = is_affine_qtype(qtype);
+  return dtype == DType::bfloat16 ? (packed ? 7 : 11) : (packed ? 9 : 13);
+}
 
 template <QType kQType, DType kDType>
-constexpr MatmulKernel kKernels[] = {kAmxPanelKernel<kQType, kDType, kFewestPanelRows>};
+constexpr MatmulKernel kKernels[] = {kAmxPanelKernel<kQType, kDType, fewest_panel_rows(kQType, kDType)>};
+
+template <QType kQType, bool kLookedUp = is_float8(kQType)>
+struct WidenedDots : FloatDots<kQType> {};
+template <QType kQType>
+struct WidenedDots<kQType, true> : LookedUpFloatDots<kQType> {};
+
+template <QType kQType>
+constexpr MatmulKernel kBf16Kernels[] = {
+    kAmxPanelKernel<kQType, DType::bfloat16, fewest_panel_rows(kQType, DType::bfloat16)>,
+    kFewRowsKernel<WidenedDots<kQType>, DType::bfloat16, fewest_panel_rows(kQType, DType::bfloat16) - 1>,
+};
 
 template <QType kQType>
 constexpr MatmulKernel kInt8Kernels[] = {Int8Panel<Int8Tiles, kQType, 2, 16, 17>::kKernel};
@@ -20,7 +38,7 @@ template <QType kQType>
 constexpr void fill_cells(KernelTable& table) {
   auto* cells = table.matmul[static_cast<int>(kQType)];
   cells[static_cast<int>(DType::float32)] = {kKernels<kQType, DType::float32>, 1};
-  cells[static_cast<int>(DType::bfloat16)] = {kKernels<kQType, DType::bfloat16>, 1};
+  cells[static_cast<int>(DType::bfloat16)] = {kBf16Kernels<kQType>, 2};
   cells[static_cast<int>(DType::float16)] = {kKernels<kQType, DType::float16>, 1};
 }
 
