@@ -104,13 +104,13 @@ def test_options(weights, kind, options, monkeypatch):
     model = frozen(kind(6, 12, 3, **options), weights)
     x = torch.randn((2, 6, 11) if kind is torch.nn.Conv1d else (2, 6, 7, 11))
     with torch.no_grad():
-        for positions in (0, 10**9):  # torch's convolution, and the kernels
-            monkeypatch.setattr(conv_ops, "FEW_POSITIONS", positions)
+        for kernels in (False, True):
+            monkeypatch.setattr(conv_ops, "runs_kernels", lambda walk, *_, k=kernels: k and walk.groups == 1)
             assert misfit(model[0], x, model(x)) <= 1
 
 
 def test_kernels_of_two_sizes_of_each_kind(monkeypatch):
-    monkeypatch.setattr(conv_ops, "FEW_POSITIONS", 10**9)
+    monkeypatch.setattr(conv_ops, "runs_kernels", lambda *_: True)
     model = frozen(torch.nn.Conv2d(5, 7, (3, 2), stride=(2, 1), padding=(0, 1), dilation=(1, 3)), "qint8")
     x = torch.randn(2, 5, 9, 12)
     assert misfit(model[0], x, model(x)) <= 1

@@ -37,18 +37,18 @@ class ConvWalk(NamedTuple):
         )
 
 
-# Output positions up to which the kernels, which read the weight once and decode it in registers, beat decoding it
-# for torch's convolution.
-FEW_POSITIONS = 64
+_FEW_POSITIONS = 64
+"""Output positions for which a decoded weight is never worth its memory."""
 
 
-def runs_kernels(walk: ConvWalk, positions: int) -> bool:
+def runs_kernels(walk: ConvWalk, positions: int, filters: int) -> bool:
     """Whether a convolution for so many output positions, in all images, multiplies patches with the codes.
 
     Else the weight is decoded and torch's own convolution runs: in groups, where weights are few beside activations,
-    and for many positions, over which the decoding is spread.
+    and for more positions than filters, where patches are more to copy than the weight is to decode
+    (`bench/conv_bench.py` measures both ways).
     """
-    return walk.groups == 1 and positions <= FEW_POSITIONS
+    return walk.groups == 1 and positions <= max(_FEW_POSITIONS, filters)
 
 
 class PackedLayout(NamedTuple):
@@ -109,7 +109,7 @@ def _input_grad(grad: Tensor, weight: Tensor, walk: ConvWalk, shape: torch.Size,
 def _conv(input: Tensor, bias: Tensor | None, layout: PackedLayout | None, walk: ConvWalk, *parts: Tensor) -> Tensor:
     size = parts[0].shape if layout is None else layout.size
     batch = 1 if input.ndim < len(size) else input.shape[0]
-    if not runs_kernels(walk, batch * math.prod(walk.outputs(input.shape, size))):
+    if not runs_kernels(walk, batch * math.prod(walk.outputs(input.shape, size)), size[0]):
         return compositions.convolve(input, _dequantize(layout, parts).to(input.dtype), bias, *walk)
     needs_grad = input.requires_grad or (bias is not None and bias.requires_grad)
     if needs_grad and torch.is_grad_enabled():
