@@ -71,16 +71,18 @@ class Compiled:
     """A compiled forward of one token on a static cache."""
 
     def __init__(self, model: Any, ids: torch.Tensor, length: int) -> None:
+        self.model = model
+        self.ids = ids
         self.cache = StaticCache(config=model.config, max_cache_len=length)
-        self.start = ids.shape[1]
-        self.first = model(ids, past_key_values=self.cache, use_cache=True).logits[:, -1:].argmax(-1)
         self.step = torch.compile(model.forward, fullgraph=True)
 
     def decode_seconds(self, tokens: int) -> float:
-        """Seconds of a token after the prompt."""
-        token = self.first
+        """Seconds of a token after the prompt, with which the cache is filled anew."""
+        self.cache.reset()
+        token = self.model(self.ids, past_key_values=self.cache, use_cache=True).logits[:, -1:].argmax(-1)
+        first = self.ids.shape[1]
         start = time.perf_counter()
-        for position in range(self.start, self.start + tokens):
+        for position in range(first, first + tokens):
             where = torch.tensor([[position]])
             output = self.step(token, past_key_values=self.cache, position_ids=where, use_cache=True)
             token = output.logits[:, -1:].argmax(-1)
