@@ -99,10 +99,11 @@ def _dequantize(layout: PackedLayout | None, parts: Any) -> Tensor:
 
 def _input_grad(grad: Tensor, weight: Tensor, walk: ConvWalk, shape: torch.Size, dtype: torch.dtype) -> Tensor:
     # The convolution is linear: its gradient is the same at every input.
+    twice = torch.is_grad_enabled()
     with torch.enable_grad():
         anywhere = torch.zeros(shape, dtype=grad.dtype, device=grad.device, requires_grad=True)
         output = compositions.convolve(anywhere, weight, None, *walk)
-        (input_grad,) = torch.autograd.grad(output, anywhere, grad)
+        (input_grad,) = torch.autograd.grad(output, anywhere, grad, create_graph=twice)
     return input_grad.to(dtype)
 
 

@@ -66,7 +66,7 @@ def _float_grads(
 ) -> tuple[Tensor | None, Tensor | None]:
     input_dtype, bias_dtype = ctx.needs
     input_grad = None if weight is None else torch.matmul(grad, weight.to(grad.dtype)).to(input_dtype)
-    bias_grad = grad.sum(tuple(range(grad.ndim - 1))).to(bias_dtype) if bias_needs else None
+    bias_grad = grad.sum_to_size(grad.shape[-1:]).to(bias_dtype) if bias_needs else None
     return input_grad, bias_grad
 
 

@@ -47,5 +47,5 @@ class QuantizedLinearFunction(torch.autograd.Function):
             plain = input.dequantize() if hasattr(input, "dequantize") and hasattr(input, "qtype") else input
             weight_grad = grad.reshape(-1, grad.shape[-1]).t() @ plain.reshape(-1, plain.shape[-1])
         if ctx.needs_input_grad[2]:
-            bias_grad = grad.sum(tuple(range(grad.ndim - 1)))
+            bias_grad = grad.sum_to_size(grad.shape[-1:])
         return input_grad, weight_grad, bias_grad

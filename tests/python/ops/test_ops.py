@@ -292,8 +292,7 @@ def test_int8_products_are_exact(isa):
 
 @pytest.mark.parametrize("sample", few(SAMPLES), ids=str)
 def test_opcheck(sample):
-    # The operators have no autograd of their own: gradients are tested with ops.linear_*.
-    tests = ["test_faketensor", "test_aot_dispatch_static", "test_aot_dispatch_dynamic"]
+    tests = ["test_autograd_registration", "test_faketensor", "test_aot_dispatch_static", "test_aot_dispatch_dynamic"]
     # torch's schema test compares the arguments before and after, which torch cannot do for float8.
     if not any(isinstance(a, torch.Tensor) and a.is_floating_point() and a.itemsize == 1 for a in sample.args):
         tests.append("test_schema")
@@ -322,61 +321,6 @@ def test_every_operator_has_samples():
     names = {name for name in torch._C._dispatch_get_all_op_names() if name.startswith("quanto::")}
     assert names == {f"quanto::{s.op}" for s in SAMPLES}
     assert names == {f"quanto::{op}" for op in compositions.__dict__ if f"quanto::{op}" in names}
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-def test_gradients_are_those_of_the_dequantized_layer(bits, dtype):
-    base = torch.randn(12, 64).to(dtype)
-    x, bias = torch.randn(3, 5, 64).to(dtype).requires_grad_(), torch.randn(12).to(dtype).requires_grad_()
-    if bits == 8:
-        scale = QUANTO.absmax_scale(base, "qint8", 0)
-        data = QUANTO.quantize_symmetric(base, torch.int8, 0, scale)
-        y = ops.linear_qbytes(x, data, scale, bias)
-        weight = QUANTO.dequantize_symmetric(data, scale)
-    else:
-        scale, shift = QUANTO.minmax_scale(base, "qint4", 0, 32)
-        packed = QUANTO.quantize_affine_packed(base, 4, 0, 32, scale, shift)
-        y = ops.linear_qbits(x, packed, scale, shift, 4, 32, 12, bias)
-        weight = QUANTO.dequantize_affine(packed, scale, shift, 4, 0, 32, [12, 64], True)
-    upstream = torch.randn_like(y)
-    found = torch.autograd.grad(y, (x, bias), upstream)
-    expected = torch.autograd.grad(torch.nn.functional.linear(x, weight, bias), (x, bias), upstream)
-    for f, e in zip(found, expected, strict=True):
-        torch.testing.assert_close(f, e)
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-def test_gradients_are_the_slopes_of_the_results(bits):
-    base, x, bias = torch.randn(6, 64), torch.randn(2, 64), torch.randn(6)
-    if bits == 8:
-        scale = QUANTO.absmax_scale(base, "qint8", 0)
-        data = QUANTO.quantize_symmetric(base, torch.int8, 0, scale)
-        layer = lambda x, bias: ops.linear_qbytes(x, data, scale, bias)  # noqa: E731
-    else:
-        scale, shift = QUANTO.minmax_scale(base, "qint4", 0, 32)
-        packed = QUANTO.quantize_affine_packed(base, 4, 0, 32, scale, shift)
-        layer = lambda x, bias: ops.linear_qbits(x, packed, scale, shift, 4, 32, 6, bias)  # noqa: E731
-    upstream = torch.randn(2, 6)
-    leaves = x.clone().requires_grad_(), bias.clone().requires_grad_()
-    gradients = torch.autograd.grad(layer(*leaves), leaves, upstream)
-    for which, gradient in enumerate(gradients):
-        direction = torch.randn_like(gradient)
-        # The function is linear, so that a step of any size gives its slope.
-        moved = [x, bias]
-        moved[which] = moved[which] + direction
-        slope = ((layer(*moved) - layer(x, bias)).double() * upstream.double()).sum()
-        torch.testing.assert_close((gradient.double() * direction.double()).sum(), slope, rtol=1e-4, atol=1e-4)
-
-
-def test_no_gradient_is_recorded_where_none_is_wanted():
-    base, x = torch.randn(6, 64), torch.randn(2, 64, requires_grad=True)
-    scale = QUANTO.absmax_scale(base, "qint8", 0)
-    data = QUANTO.quantize_symmetric(base, torch.int8, 0, scale)
-    with torch.no_grad():
-        assert ops.linear_qbytes(x, data, scale).grad_fn is None
-    assert ops.linear_qbytes(x.detach(), data, scale).grad_fn is None
-    bias = torch.randn(6, requires_grad=True)
-    assert ops.linear_qbytes(x.detach(), data, scale, bias).requires_grad
 
 
 HUGE = {torch.float32: 3e38, torch.bfloat16: 3e38, torch.float16: 65504.0}

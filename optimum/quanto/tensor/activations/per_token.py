@@ -47,7 +47,7 @@ class _LinearPerToken(torch.autograd.Function):
             rows = _rounded(codes, scale).reshape(-1, codes.shape[-1])
             weight_grad = grad.reshape(-1, grad.shape[-1]).t() @ rows
         if ctx.needs_input_grad[2]:
-            bias_grad = grad.sum(tuple(range(grad.ndim - 1)))
+            bias_grad = grad.sum_to_size(grad.shape[-1:])
         return input_grad, weight_grad, bias_grad, None
 
 
