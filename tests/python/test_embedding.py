@@ -87,6 +87,16 @@ def test_the_table_is_never_decoded_as_a_whole(qtype_name, monkeypatch):
         assert model(IDS).shape == (2, 3, 50)
 
 
+def test_torch_embedding_of_a_quantized_table_decodes_the_rows_that_it_names(qtype_name, dtype, monkeypatch):
+    weight = tied(qtype_name).to(dtype).embed.weight
+    expected = weight.dequantize()[IDS]
+    monkeypatch.setattr(type(weight), "dequantize", lambda self: pytest.fail("decodes the table"))
+    assert torch.equal(torch.nn.functional.embedding(IDS, weight, padding_idx=1), expected)
+    torch._dynamo.reset()
+    compiled = torch.compile(torch.nn.functional.embedding, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled(IDS, weight), expected)
+
+
 @pytest.mark.parametrize("weights", ["qint8", "qint4"])
 def test_an_index_without_a_row(weights):
     model = tied(weights)

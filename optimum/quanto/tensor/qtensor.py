@@ -52,6 +52,14 @@ class QTensor(WrapperTensor):
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func.overloadpacket is torch.ops.aten.embedding and hasattr(args[0], "embedding"):
+            return args[0].embedding(args[1])  # its other arguments are about gradients
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     linear = getattr(weight, "linear", None)
