@@ -95,7 +95,6 @@ def __getattr__(name: str) -> Any:
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{home}")
-    importlib.import_module(f"{__name__}.integrations").install()
     return getattr(module, name)
 
 
@@ -112,3 +111,6 @@ sys.modules[__name__].__class__ = _Package
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+importlib.import_module(f"{__name__}.integrations").install_when_imported()

@@ -498,6 +498,41 @@ def test_the_model_class_loads_it_too(tied, tmp_path):
     assert torch.equal(logits(loaded), logits(model))
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("saved", [True, False])
+def test_dequantize_gives_a_float_model(tied, saved, tmp_path):
+    llama(tie_word_embeddings=tied, attention_bias=True).save_pretrained(tmp_path / "float")
+    model = from_folder(tmp_path / "float", weights="int4", activations="int8")
+    if saved:
+        model.save_pretrained(tmp_path / "saved")
+        model = from_folder(tmp_path / "saved")
+    names = list(quantization_map(model))
+    expected = {f"{name}.weight": model.get_submodule(name).weight.dequantize() for name in names}
+    model.dequantize()
+    assert quantization_map(model) == {}
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    state = model.state_dict()
+    assert state.keys() == llama(tie_word_embeddings=tied, attention_bias=True).state_dict().keys()
+    assert all(torch.equal(state[name], weight) for name, weight in expected.items())
+    assert type(model.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    model.save_pretrained(tmp_path / "again")
+    assert "quant" not in (tmp_path / "again" / "config.json").read_text()
+    assert torch.equal(logits(from_folder(tmp_path / "again")), logits(model))
+
+
+@pytest.mark.parametrize("make", MIXTURES)
+def test_dequantize_joins_experts(make, tmp_path):
+    make().save_pretrained(tmp_path / "float")
+    model = from_folder(tmp_path / "float", weights="int8")
+    before = logits(model)
+    model.dequantize()
+    assert experts_of(model) == []
+    assert model.state_dict().keys() == make().state_dict().keys()
+    torch.testing.assert_close(logits(model), before, rtol=1e-3, atol=1e-4)
+    model.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(from_folder(tmp_path / "again")), logits(model))
+
+
 # Other versions of transformers
 
 
@@ -519,13 +554,28 @@ def test_a_quantizer_of_another_form_is_logged_and_left_alone(monkeypatch, caplo
     assert quantizer_quanto.QuantoHfQuantizer is not Other
 
 
+@pytest.mark.parametrize("first", ["optimum.quanto", "transformers", "transformers.modeling_utils"])
+def test_an_import_of_the_package_is_enough_for_activations(first, tmp_path):
+    llama().save_pretrained(tmp_path)
+    code = f"""
+import {first}
+import optimum.quanto
+from transformers import AutoModelForCausalLM, QuantoConfig
+config = QuantoConfig(weights="int8", activations="int8")
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r}, quantization_config=config)
+assert model.model.layers[0].self_attn.q_proj.activation_qtype == optimum.quanto.qint8
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_an_import_never_fails_because_of_transformers():
     code = """
 import sys, types
-broken = types.ModuleType("transformers.quantizers.quantizer_quanto")
 sys.modules["transformers"] = types.ModuleType("transformers")
 sys.modules["transformers"].__path__ = []
-sys.modules["transformers.quantizers.quantizer_quanto"] = broken
+for name in ("modeling_utils", "quantizers.quantizer_quanto"):
+    sys.modules[f"transformers.{name}"] = types.ModuleType(f"transformers.{name}")
 from optimum.quanto import quantize
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

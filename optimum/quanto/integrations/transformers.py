@@ -26,6 +26,7 @@ from ..models.checkpoint import CONFIG_KEY, replacing
 from ..nn import QLinear, QModuleMixin
 from ..nn.experts import UnfusedExperts, is_fused_experts
 from ..quantization import quantization_map, quantize, quantize_by_map
+from ..unquantize import float_module, unquantize
 
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def extend_quantizer() -> None:
         "get_new_dtype": _new_dtype,
         "_process_model_after_weight_loading": _after_loading,
         "get_state_dict_and_metadata": _before_saving,
+        "_dequantize": _dequantize,
         "is_compileable": property(lambda self: True),
         "is_serializable": lambda self: True,
     }
@@ -120,15 +122,7 @@ def _unquantize_others(model: torch.nn.Module, qmap: dict[str, dict[str, str]]) 
     """Undo the replacement of linear layers that the map does not name."""
     for name, module in list(model.named_modules()):
         if isinstance(module, QLinear) and name not in qmap:
-            model.set_submodule(name, _float_layer(module, module.weight, module.bias))
-
-
-def _float_layer(module: QLinear, weight: Any, bias: Any) -> torch.nn.Linear:
-    linear = torch.nn.Linear(module.in_features, module.out_features, bias is not None, device="meta")
-    linear.weight = weight
-    if bias is not None:
-        linear.bias = bias
-    return linear
+            model.set_submodule(name, float_module(module))
 
 
 def _needs_quantization(quantizer: Any, model: torch.nn.Module, param_name: str, **kwargs: Any) -> bool:
@@ -309,7 +303,7 @@ def _restore_tied_layers(model: torch.nn.Module) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, QLinear) and not module.frozen and owners[id(module.weight)] > 1:
             logger.warning("%s shares its weight with another module and is left float", name)
-            model.set_submodule(name, _float_layer(module, module.weight, module.bias))
+            model.set_submodule(name, float_module(module))
 
 
 def _report_float_experts(model: torch.nn.Module) -> None:
@@ -322,6 +316,15 @@ def _report_float_experts(model: torch.nn.Module) -> None:
     ]
     if left:
         logger.warning("left float: %s, tensors of several experts without linear layers", ", ".join(left))
+
+
+def _dequantize(quantizer: Any, model: Any, dtype: torch.dtype | None = None) -> torch.nn.Module:
+    """A float model again, as of `model.dequantize()`, which then removes the quantization config."""
+    unquantize(model)
+    model.to(dtype)
+    for one, name in ((model.config, CONFIG_KEY), (model, "save_pretrained")):
+        vars(one).pop(name, None)
+    return model
 
 
 def _before_saving(quantizer: Any, model: Any) -> tuple[None, dict[str, str]]:

@@ -51,8 +51,8 @@ class UnfusedExperts(torch.nn.Module):
 
     def __init__(self, fused: torch.nn.Module) -> None:
         super().__init__()
-        # What the activation between the projections may need.
-        self.__dict__.update({name: value for name, value in vars(fused).items() if not name.startswith("_")})
+        self.__dict__.update(_own_attributes(fused))  # the activation between the projections may need them
+        self.training = fused.training
         self.fused_class: Any = type(fused)
         self.projections = projection_names(fused)
         for index in range(fused.num_experts):  # type: ignore[arg-type]
@@ -66,6 +66,23 @@ class UnfusedExperts(torch.nn.Module):
     def slice_of(self, parameter: Tensor, index: int, is_bias: bool = False) -> Tensor:
         """The part of a fused parameter that belongs to an expert, in the layout of a linear layer."""
         return parameter[index].t() if self.is_transposed and not is_bias else parameter[index]
+
+    def fused(self) -> torch.nn.Module:
+        """A module like the one that this was made of, with the weights of the layers, which are float."""
+        module: torch.nn.Module = self.fused_class.__new__(self.fused_class)
+        torch.nn.Module.__init__(module)
+        module.__dict__.update(_own_attributes(self))
+        del module.fused_class, module.projections
+        for name in self.projections:
+            layers = [getattr(getattr(self, str(index)), name) for index in range(self.num_experts)]
+            weights = [layer.weight.t() if self.is_transposed else layer.weight for layer in layers]
+            module.register_parameter(name, Parameter(torch.stack(weights)))
+            if layers[0].bias is not None:
+                module.register_parameter(f"{name}_bias", Parameter(torch.stack([layer.bias for layer in layers])))
+        for name, child in self.named_children():
+            if not isinstance(child, Expert):
+                module.add_module(name, child)
+        return module.train(self.training)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         output = torch.zeros_like(hidden_states)
@@ -82,6 +99,11 @@ class UnfusedExperts(torch.nn.Module):
         x = self.fused_class._apply_gate(self, x) if self.has_gate else self.act_fn(x)
         x = down(x)
         return self.post_expert_norm(x) if self.has_post_expert_norm else x
+
+
+def _own_attributes(module: torch.nn.Module) -> dict[str, Any]:
+    """What a module has besides that of every module."""
+    return {name: value for name, value in vars(module).items() if name not in vars(torch.nn.Module())}
 
 
 def _projection(fused: torch.nn.Module, name: str, index: int) -> torch.nn.Linear:

@@ -106,6 +106,14 @@ def _registered(module: torch.nn.Module) -> type[torch.nn.Module] | None:
     return None
 
 
+def replaced_class(qmodule: "QModuleMixin") -> type[torch.nn.Module]:
+    """The class that the class of `qmodule` is registered for."""
+    bases = [base for base, cls in _QMODULES.items() if isinstance(qmodule, cls) and isinstance(qmodule, base)]
+    if not bases:
+        raise TypeError(f"[quanto] module: got a {type(qmodule).__name__}, expected one of a registered class")
+    return max(bases, key=lambda base: len(base.__mro__))
+
+
 def _qmodule_class(module: torch.nn.Module) -> "type[QModuleMixin] | None":
     base = _registered(module)
     return None if base is None else _QMODULES[base]
@@ -355,6 +363,10 @@ class QModuleMixin(ABC):
     def weight_to_quantize(self) -> Tensor:
         """The float weight in that shape."""
         return self.weight
+
+    def float_weight(self) -> Tensor:
+        """The float weight, in the shape of the module that this one replaced; a frozen one is dequantized."""
+        return self.weight.dequantize() if self.frozen else self.weight
 
     @property
     def has_finite_weight(self) -> bool:

@@ -59,6 +59,9 @@ class QTransformersConv1D(QModuleMixin, _Conv1D):
     def weight_to_quantize(self) -> Tensor:
         return self.weight.t().contiguous()
 
+    def float_weight(self) -> Tensor:
+        return super().float_weight().t().contiguous() if self.frozen else self.weight
+
     def kernel(self, rows: int) -> str:
         return linear_kernel(self.weight, rows, self.activation_qtype or self.dynamic_qtype)
 

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,8 @@ def library_path() -> Path:
     if named:
         candidates = [Path(named)]
     else:
-        import optimum.quanto
-
-        candidates = [Path(folder) / LIBRARY_NAME for folder in optimum.quanto.__path__]
+        package = sys.modules[__name__.removesuffix(".ops.library")]
+        candidates = [Path(folder) / LIBRARY_NAME for folder in package.__path__]
     for candidate in candidates:
         if candidate.is_file():
             return candidate

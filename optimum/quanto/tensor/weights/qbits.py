@@ -231,17 +231,12 @@ class WeightQBitsTensor(QBitsTensor):
 
     def embedding(self, indices: Tensor) -> Tensor:
         """The rows that `indices` name, dequantized."""
-        if self._axis != 0 or not isinstance(self._data, PackedTensor):
+        if not self.takes_codes:
             return torch.nn.functional.embedding(indices, self.dequantize())
-        rows, columns = self._size
+        packed: Any = self._data
+        bits, group_size, rows = self._layout
         return embedding_qbits(
-            indices,
-            self._data._data,
-            self._scale,
-            self._shift,
-            self._qtype.bits,
-            self._group_size or 0,
-            (rows, columns),
+            indices, packed._data, self._scale, self._shift, bits, group_size, (rows, self._size[1])
         )
 
 

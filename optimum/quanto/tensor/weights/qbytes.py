@@ -192,7 +192,7 @@ class WeightQBytesTensor(QBytesTensor):
 
     def embedding(self, indices: Tensor) -> Tensor:
         """The rows that `indices` name, dequantized."""
-        if self._axis == -1:
+        if not self.takes_codes:
             return torch.nn.functional.embedding(indices, self.dequantize())
         return embedding_qbytes(indices, self._data, self._scale)
 
