@@ -283,7 +283,7 @@ TEST(MatmulFloat8, DecodesEveryCode) {
       for (const DType dtype : kDTypes) {
         for (const std::int64_t M : {1, 5, 44}) {
           // One code per output channel: each result is that code, whatever its neighbours hold.
-          constexpr std::int64_t kK = 64;
+          constexpr std::int64_t kK = 150;  // codes lie in whole chunks of every kernel and after them
           std::vector<std::uint8_t> codes(256 * kK, 0);
           for (std::int64_t n = 0; n < 256; ++n)
             codes[static_cast<std::size_t>(n * kK + n % kK)] = static_cast<std::uint8_t>(n);

@@ -16,8 +16,6 @@ namespace {
 
 constexpr bool is_float8(QType qtype) { return !is_affine_qtype(qtype) && qtype != QType::qint8; }
 
-typedef std::uint8_t WholeBytes __attribute__((vector_size(kVectorBytes)));
-
 /// True if a NaN code is among the n, which the float8 decoder below asks to be told.
 template <QType kQType>
 inline bool has_nan_code(const std::uint8_t* codes, std::int64_t n) {

@@ -160,18 +160,24 @@ bool few_rows_serves_values(const MatmulArgs& a) {
 template <class Dots>
 struct UnitScratch {
   FloatLanes* totals;
-  float* scales;  ///< of (stripe, field, group), with the field's factor; zeros after those of a channel
+  float* scales;    ///< of (stripe, field, group), with the field's factor; zeros after those of a channel
+  float* offsets;   ///< of the groups of one channel, negated
+  bool* maybe_nan;  ///< of each stripe, where codes are decoded without their NaN: whether to look for it
   std::int64_t rows, scale_row;
 
   UnitScratch(const MatmulArgs& a, void* memory)
       : totals(static_cast<FloatLanes*>(memory)),
         scales(reinterpret_cast<float*>(totals + kStripesPerUnit * Dots::kFields * padded_rows(a.M))),
         rows(padded_rows(a.M)),
-        scale_row(PreparedRows<Dots>::kAffine ? round_up(a.groups + 1, kLanes) : 0) {}
+        scale_row(PreparedRows<Dots>::kAffine ? round_up(a.groups + 1, kLanes) : 0) {
+    offsets = scales + kStripesPerUnit * Dots::kFields * scale_row;
+    maybe_nan = reinterpret_cast<bool*>(offsets + scale_row);
+  }
 
   std::size_t bytes() const {
-    return static_cast<std::size_t>(kStripesPerUnit * Dots::kFields) *
-           (static_cast<std::size_t>(rows) * sizeof(FloatLanes) + static_cast<std::size_t>(scale_row) * sizeof(float));
+    const auto channels = static_cast<std::size_t>(kStripesPerUnit * Dots::kFields);
+    return channels * static_cast<std::size_t>(rows) * sizeof(FloatLanes) +
+           (channels + 1) * static_cast<std::size_t>(scale_row) * sizeof(float) + kStripesPerUnit * sizeof(bool);
   }
   FloatLanes* totals_of(std::int64_t stripe, int field) const {
     return totals + (stripe * Dots::kFields + field) * rows;
@@ -209,6 +215,7 @@ template <class Dots, int kStripes, int kFirst, int kFields, int kRows>
 struct BlockSums {
   using Sum = typename SumsOf<Dots>::Sum;
   Sum of[kStripes][kFields][kRows];
+  WholeBytes nan_marks;  ///< of all stripes, where codes are decoded without their NaN
 
   template <class Visit>
   QUANTO_INLINE void for_each(Visit visit) {
@@ -243,6 +250,10 @@ struct BlockSums {
     typename Dots::Codes loaded[kStripes];
     QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
       loaded[s] = Dots::load_codes(block.codes + s * block.apart + offset);
+      if constexpr (!Dots::kDecodesNan) {
+        nan_marks = Dots::mark_nan(block.codes + s * block.apart + offset, nan_marks);
+        QUANTO_IN_REGISTER(nan_marks);
+      }
       if constexpr (kIsOneField<Dots>) loaded[s] = Dots::shifted(loaded[s], bits_of(Dots::kQType) * block.field);
     }
     QUANTO_UNROLL for (int v = 0; v < Dots::kVectors; ++v) {
@@ -303,8 +314,13 @@ __attribute__((noinline)) void multiply_block(const MatmulArgs& a, const FewRows
   if constexpr (!is_affine_qtype(Dots::kQType)) {
     using Sum = typename Sums::Sum;  // totals of integers are their bits
     sums.for_each([&](int s, int f, int m, Sum& sum) { sum = (Sum)totals[s][f][m]; });
+    if constexpr (!Dots::kDecodesNan) sums.nan_marks = WholeBytes{};
     sums.add_chunks(block, 0, block.depth, x);
     sums.for_each([&](int s, int f, int m, Sum& sum) { totals[s][f][m] = (FloatLanes)sum; });
+    if constexpr (!Dots::kDecodesNan) {
+      const bool found = any((IntLanes)(sums.nan_marks == 0xff) != 0);
+      for (int s = 0; s < kStripes; ++s) scratch.maybe_nan[block.stripe + s] |= found;
+    }
     return;
   }
   const float* scales[kStripes][kFields];
@@ -475,30 +491,40 @@ inline float total_of(FloatLanes totals) {
   return sum_lanes(totals);
 }
 
+/// Two arrays, filled up to whole vectors, zeros after the n elements of one of them.
+inline FloatLanes sum_of_products(const float* a, const float* b, std::int64_t n) {
+  FloatLanes sum{};
+  for (std::int64_t i = 0; i < n; i += kLanes) {
+    sum = multiply_add(load<FloatLanes>(a + i, kLanes), load<FloatLanes>(b + i, kLanes), sum);
+  }
+  return sum;
+}
+
 /// Reads the scales of a channel and starts its sums with what its shifts contribute.
 template <class Dots>
 inline void start_channel(const MatmulArgs& a, std::int64_t n, std::int64_t stripe, int field,
-                          const UnitScratch<Dots>& scratch) {
-  const PreparedRows<Dots> rows(a);
+                          const PreparedRows<Dots>& rows, const UnitScratch<Dots>& scratch) {
   FloatLanes* totals = scratch.totals_of(stripe, field);
-  for (std::int64_t m = 0; m < rows.rows; ++m) totals[m] = start_of_sums<Dots>(rows.group_sums(m));
   if constexpr (is_affine_qtype(Dots::kQType)) {
     float* scales = scratch.scales_of(stripe, field);
     store(scales + scratch.scale_row - kLanes, FloatLanes{}, kLanes);
     for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
       const ScaleOffsets so = scale_offsets(a, n * a.groups + j, chunk.count);
       store(scales + j, so.scale * Dots::field_factor(field), kLanes);
-      for (std::int64_t m = 0; m < a.M; ++m) {
-        totals[m] = multiply_add(-so.offset, load<FloatLanes>(rows.group_sums(m) + j, kLanes), totals[m]);
-      }
+      store(scratch.offsets + j, -so.offset, kLanes);
     });
+    for (std::int64_t m = 0; m < rows.rows; ++m)
+      totals[m] = sum_of_products(scratch.offsets, rows.group_sums(m), a.groups);
+  } else {
+    scratch.maybe_nan[stripe] = false;
+    for (std::int64_t m = 0; m < rows.rows; ++m) totals[m] = start_of_sums<Dots>(rows.group_sums(m));
   }
 }
 
 template <class Dots>
-inline float scale_of_sums(const MatmulArgs& a, std::int64_t n) {
+inline float scale_of_sums(const MatmulArgs& a, std::int64_t n, bool maybe_nan) {
   if constexpr (is_affine_qtype(Dots::kQType)) return 1.0f;
-  if (!Dots::kDecodesNan && has_nan_code<Dots::kQType>(a.w + n * a.K, a.K)) return __builtin_nanf("");
+  if (!Dots::kDecodesNan && maybe_nan && has_nan_code<Dots::kQType>(a.w + n * a.K, a.K)) return __builtin_nanf("");
   return channel_scale(a, n);
 }
 
@@ -507,7 +533,7 @@ template <class Dots>
 inline void store_channels(const MatmulArgs& a, std::int64_t n, std::int64_t count, int field,
                            const UnitScratch<Dots>& scratch) {
   float scales[kStripesPerUnit], sums[kStripesPerUnit];
-  for (std::int64_t i = 0; i < count; ++i) scales[i] = scale_of_sums<Dots>(a, n + i);
+  for (std::int64_t i = 0; i < count; ++i) scales[i] = scale_of_sums<Dots>(a, n + i, scratch.maybe_nan[i]);
   for (std::int64_t m = 0; m < a.M; ++m) {
     for (std::int64_t i = 0; i < count; ++i) {
       sums[i] = total_of<Dots>(scratch.totals_of(i, field)[m]);
@@ -531,6 +557,7 @@ inline void for_channels(const MatmulArgs& a, std::int64_t first, std::int64_t c
 
 template <class Dots>
 void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
+  const PreparedRows<Dots> rows(a);
   const UnitScratch<Dots> scratch(a, memory);
   // One row leaves the L1 cache to the weights, which are then best read straight through.
   const std::int64_t together = a.M == 1 ? kStripesAtOnce<Dots, 1> : kStripesPerUnit;
@@ -538,7 +565,7 @@ void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
     const std::int64_t first = unit * kStripesPerUnit;
     const std::int64_t count = smaller(kStripesPerUnit, stripe_count<Dots>(a) - first);
     for_channels<Dots>(a, first, count,
-                       [&](std::int64_t n, std::int64_t i, int f) { start_channel<Dots>(a, n, i, f, scratch); });
+                       [&](std::int64_t n, std::int64_t i, int f) { start_channel<Dots>(a, n, i, f, rows, scratch); });
     if constexpr (kIsOneField<Dots>) {
       multiply_channels<Dots>(a, first, count, together, scratch);
     } else {
