@@ -355,6 +355,59 @@ def test_experts_in_training_and_as_pickles(tmp_path):
     assert torch.equal(logits(torch.load(tmp_path / "model.pt", weights_only=False)), logits(model))
 
 
+@pytest.mark.parametrize("make", MIXTURES)
+@pytest.mark.parametrize("activations", [None, "dynamic", "static"])
+def test_experts_compile_to_one_graph(make, activations):
+    """For any number of tokens, and of tokens that an expert gets."""
+    model = make()
+    options = {"activations": "qint8", "dynamic": activations == "dynamic"} if activations else {}
+    quantize(model, weights="qint4", exclude="lm_head", **options)
+    if activations == "static":
+        with torch.no_grad(), Calibration():
+            model(IDS)
+    freeze(model)
+    experts = experts_of(model)[0]
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(experts, backend="aot_eager", fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for tokens in (7, 5, 2):
+            call = (torch.randn(tokens, 64), torch.randint(0, 5, (tokens, 2)), torch.rand(tokens, 2))
+            assert torch.equal(compiled(*call), experts(*call))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_compiled_experts_train():
+    model = mixtral()
+    quantize(model, weights="qint4", include="*experts*")
+    experts = experts_of(model)[0]
+    call = (torch.randint(0, 4, (6, 2)), torch.rand(6, 2))
+
+    def gradients(function):
+        x = torch.ones(6, 64, requires_grad=True)
+        experts.zero_grad()
+        function(x, *call).square().sum().backward()
+        return [x.grad, *(p.grad for p in experts.parameters())]
+
+    torch._dynamo.reset()
+    compiled = gradients(torch.compile(experts, backend="aot_eager", fullgraph=True))
+    for found, expected in zip(compiled, gradients(experts), strict=True):
+        torch.testing.assert_close(found, expected if expected is not None else torch.zeros_like(found))
+
+
+@pytest.mark.parametrize("make", [llama, mixtral])
+def test_models_with_quantized_activations_compile_to_one_graph(make):
+    model = make()
+    quantize(model, weights="qint8", activations="qint8", exclude="lm_head")
+    with torch.no_grad(), Calibration():
+        model(IDS)
+    freeze(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(IDS, use_cache=False).logits, logits(model))
+
+
 def test_an_error_leaves_experts_fused():
     model = mixtral()
     with pytest.raises(ValueError, match="expected an 8-bit qtype"):

@@ -85,11 +85,15 @@ class UnfusedExperts(torch.nn.Module):
         return module.train(self.training)
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        choices, weights = top_k_index.reshape(-1).clamp(max=self.num_experts), top_k_weights.reshape(-1)
+        parts = choices.argsort(stable=True).split_with_sizes(_sizes(choices, self.num_experts + 1))
         output = torch.zeros_like(hidden_states)
-        for index in top_k_index.unique().tolist():
-            if index < self.num_experts:
-                tokens, choice = torch.where(top_k_index == index)
-                weighted = self._expert(index, hidden_states[tokens]) * top_k_weights[tokens, choice, None]
+        for index in range(self.num_experts):
+            part = parts[index]
+            # Whether there are any is not known while a graph is traced; kernels return at once if there are none.
+            if torch.compiler.is_compiling() or len(part) > 0:
+                tokens = part // top_k_index.shape[-1]
+                weighted = self._expert(index, hidden_states[tokens]) * weights[part].unsqueeze(-1)
                 output.index_add_(0, tokens, weighted.to(output.dtype))
         return output
 
@@ -99,6 +103,19 @@ class UnfusedExperts(torch.nn.Module):
         x = self.fused_class._apply_gate(self, x) if self.has_gate else self.act_fn(x)
         x = down(x)
         return self.post_expert_norm(x) if self.has_post_expert_norm else x
+
+
+def _sizes(choices: Tensor, bins: int) -> list[int]:
+    """How often each number below `bins` occurs; a graph holds the counts as symbols."""
+    counts = (choices == torch.arange(bins, device=choices.device).unsqueeze(1)).sum(1)
+    if not torch.compiler.is_compiling():
+        return counts.tolist()
+    with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):
+        sizes = counts.tolist()
+    for size in sizes:
+        torch._check(size >= 0)
+        torch._check(size <= choices.shape[0])
+    return sizes
 
 
 def _own_attributes(module: torch.nn.Module) -> dict[str, Any]:

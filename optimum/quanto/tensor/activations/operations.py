@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from ..core import dtype_info
 from ..qbytes import QBytesTensor
@@ -32,9 +33,13 @@ def _is_scalar(value: Any) -> bool:
 def _share_scale(tensors: Sequence[Any]) -> bool:
     first = tensors[0]
     return all(
-        isinstance(t, ActivationQBytesTensor) and t.qtype == first.qtype and torch.equal(t._scale, first._scale)
-        for t in tensors
+        isinstance(t, ActivationQBytesTensor) and t.qtype == first.qtype and _same_scale(t, first) for t in tensors
     )
+
+
+def _same_scale(one: ActivationQBytesTensor, other: ActivationQBytesTensor) -> bool:
+    # A graph cannot depend on values; falling back gives the same numbers.
+    return one._scale is other._scale or (not is_fake(one._scale) and torch.equal(one._scale, other._scale))
 
 
 @implements(
@@ -96,11 +101,14 @@ def _less(op: Any, input: Any, other: Any) -> Any:
     return qfallback(op, input, other)
 
 
+def _may_overflow(codes: Tensor) -> bool:
+    return is_fake(codes) or bool((codes == -128).any())
+
+
 @implements(aten.neg, aten.relu)
 def _integer_only(op: Any, t: ActivationQBytesTensor) -> Any:
     # -(-128) is not an int8: such a code, which a calibrated scale can give, falls back with all the others.
-    overflows = op is aten.neg and not t.qtype.is_floating_point and bool((t._data == -128).any())
-    if t.qtype.is_floating_point or overflows:
+    if t.qtype.is_floating_point or (op is aten.neg and _may_overflow(t._data)):
         return qfallback(op, t)
     return _with_data(t, op(t._data))
 
