@@ -63,6 +63,7 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
   add(530, 34, 100, 0);  // more rows than share one decoding
   add(34, 1100, 64, 0);  // more channels than share one reading of the activations
   for (const std::int64_t M : {1, 2, 7, 12, 20}) add(M, 44, 2115, 0);  // deeper than one block of k
+  add(14, 340, 1100, 0);                                               // and more channels than are multiplied together
   if (!is_affine(qtype)) return shapes;
   for (const std::int64_t group_size : {1, 7, 32, 64, 96, 128, 160}) {
     for (const std::int64_t N : {1, 3, 6, 8, 65, 68, 72}) {
@@ -71,6 +72,7 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
       add(19, N, 4 * group_size, group_size);
     }
     for (const std::int64_t M : {1, 4, 14}) add(M, 12, 1056 / group_size * group_size * 2, group_size);
+    add(14, 340, 1056 / group_size * group_size, group_size);
   }
   return shapes;
 }
@@ -98,7 +100,7 @@ TEST_P(Matmul, MatchesTheOracleForAllShapes) {
 TEST_P(Matmul, TakesEveryScaleDType) {
   for_each_isa([&](const IsaInfo&) {
     for (const DType scale_dtype : kDTypes) {
-      for (const std::int64_t M : {1, 6, 45}) {
+      for (const std::int64_t M : {1, 6, 14, 45}) {
         CaseShape s = shape(M, 66, 128);
         s.scale_dtype = scale_dtype;
         expect_matches_oracle(s);
@@ -109,7 +111,7 @@ TEST_P(Matmul, TakesEveryScaleDType) {
 
 TEST_P(Matmul, TakesIntegerShiftsAndSingleScales) {
   for_each_isa([&](const IsaInfo&) {
-    for (const std::int64_t M : {1, 6, 45}) {
+    for (const std::int64_t M : {1, 6, 14, 45}) {
       CaseShape s = shape(M, 68, 128);
       s.shift_kind = ShiftKind::integer;
       s.per_tensor_scale = !is_affine(qtype());
@@ -120,7 +122,7 @@ TEST_P(Matmul, TakesIntegerShiftsAndSingleScales) {
 
 TEST_P(Matmul, TakesStridedRowsAndNoBias) {
   for_each_isa([&](const IsaInfo&) {
-    for (const std::int64_t M : {1, 6, 45}) {
+    for (const std::int64_t M : {1, 6, 14, 45}) {
       CaseShape s = shape(M, 20, 96);
       s.extra_stride = 5;
       s.with_bias = false;
@@ -131,7 +133,7 @@ TEST_P(Matmul, TakesStridedRowsAndNoBias) {
 
 TEST_P(Matmul, GivesTheSameBytesForAnyNumberOfThreads) {
   for_each_isa([&](const IsaInfo&) {
-    for (const std::int64_t M : {1, 7, 48}) {
+    for (const std::int64_t M : {1, 7, 16, 48}) {
       std::set<std::vector<std::uint8_t>> results;
       for (const int threads : {1, 2, 5}) {
         set_thread_count(threads);
@@ -147,7 +149,8 @@ TEST_P(Matmul, GivesTheSameBytesForAnyNumberOfThreads) {
 
 TEST_P(Matmul, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
   for_each_isa([&](const IsaInfo&) {
-    for (const auto& [M, some] : {std::pair{7, 1}, std::pair{70, 7}, std::pair{70, 23}, std::pair{70, 35}}) {
+    for (const auto& [M, some] : {std::pair{7, 1}, std::pair{16, 9}, std::pair{30, 13}, std::pair{70, 7},
+                                  std::pair{70, 23}, std::pair{70, 35}}) {
       MatmulCase batch(shape(M, 66, 256));
       batch.run();
       const auto all = batch.result();
@@ -171,7 +174,7 @@ TEST_P(Matmul, TreatsNonFiniteActivationsAsAFloatMatmulDoes) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
   for_each_isa([&](const IsaInfo&) {
     for (const float special : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
-      for (const std::int64_t M : {1, 4, 44}) {
+      for (const std::int64_t M : {1, 4, 13, 44}) {
         MatmulCase c(shape(M, 36, 128));
         store_float(c.x_data(), dtype(), 77, special);
         c.run();
@@ -191,7 +194,7 @@ TEST_P(Matmul, TreatsNonFiniteActivationsAsAFloatMatmulDoes) {
 
 TEST_P(Matmul, KeepsTinyActivations) {
   for_each_isa([&](const IsaInfo&) {
-    for (const std::int64_t M : {1, 4, 44}) {
+    for (const std::int64_t M : {1, 4, 13, 44}) {
       CaseShape s = shape(M, 36, 128);
       s.with_bias = false;
       MatmulCase c(s);
@@ -277,11 +280,26 @@ TEST(MatmulKernels, ChannelsThatStraddleFieldsRunOnFastKernels) {
   });
 }
 
+TEST(MatmulKernels, FewRowsRunInTilesWhereThereAreSome) {
+  for_each_isa([](const IsaInfo& isa) {
+    if (isa.isa != Isa::avx512_amx) return;
+    for (const QType qtype : {QType::qint2, QType::qint4, QType::qint8, QType::qfloat8_e5m2}) {
+      for (const DType dtype : kDTypes) {
+        for (const std::int64_t M : {9, 12, 14, 16}) {
+          MatmulCase c({qtype, dtype, dtype, M, 64, 256, is_affine(qtype) ? 64 : 0});
+          const std::string name = matmul_kernel_name(c.x(), c.w());
+          EXPECT_NE(name.find("/few_rows_tiles"), std::string::npos) << name << " M=" << M;
+        }
+      }
+    }
+  });
+}
+
 TEST(MatmulFloat8, DecodesEveryCode) {
   for_each_isa([](const IsaInfo&) {
     for (const QType qtype : {QType::qfloat8_e4m3fn, QType::qfloat8_e4m3fnuz, QType::qfloat8_e5m2}) {
       for (const DType dtype : kDTypes) {
-        for (const std::int64_t M : {1, 5, 44}) {
+        for (const std::int64_t M : {1, 5, 14, 44}) {
           // One code per output channel: each result is that code, whatever its neighbours hold.
           constexpr std::int64_t kK = 150;  // codes lie in whole chunks of every kernel and after them
           std::vector<std::uint8_t> codes(256 * kK, 0);

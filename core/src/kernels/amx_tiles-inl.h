@@ -37,7 +37,7 @@ constexpr TilePalette kTilePalette{};
 /// nothing is left configured: other libraries set up their own, and a thread without tiles in use switches faster.
 class TileScope {
  public:
-  TileScope() { _tile_loadconfig(&kTilePalette); }
+  explicit TileScope(const TilePalette& palette = kTilePalette) { _tile_loadconfig(&palette); }
   ~TileScope() { _tile_release(); }
   TileScope(const TileScope&) = delete;
   TileScope& operator=(const TileScope&) = delete;

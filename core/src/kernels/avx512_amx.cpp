@@ -1,8 +1,9 @@
-// AVX-512 with VBMI, BF16 and AMX: matmuls of many rows in tiles, for all types of activations. Few rows of bfloat16
-// are widened for multiply-adds: CPUs with AMX take two cycles for a bfloat16 dot product outside of tiles. Few rows of
-// other activations are left to the kernels of AVX-512.
+// AVX-512 with VBMI, BF16 and AMX: matmuls of more than a row or a few in tiles, for all types of activations. Fewer
+// rows of bfloat16 are widened for multiply-adds: CPUs with AMX take two cycles for a bfloat16 dot product outside of
+// tiles. Those of other activations are left to the kernels of AVX-512.
 #include "kernels/amx_int8-inl.h"
 #include "kernels/amx_panel-inl.h"
+#include "kernels/amx_rows-inl.h"
 #include "kernels/few_rows-inl.h"
 #include "kernels/int8_panel-inl.h"
 #include "kernels/kernel_table.h"
@@ -10,15 +11,30 @@
 namespace quanto::kernels {
 namespace {
 
-/// The seam between few and many rows, where both cost the same. Tiles read a weight in a time that hardly depends on
+/// The seam between few and many rows, where both cost the same. Panels read a weight in a time that hardly depends on
 /// the rows; it is longer for 8-bit codes, and for activations that are two or three terms.
 constexpr std::int64_t fewest_panel_rows(QType qtype, DType dtype) {
   const bool packed = is_affine_qtype(qtype);
   return dtype == DType::bfloat16 ? (packed ? 7 : 11) : (packed ? 9 : 13);
 }
 
+/// Between them tiles of a few rows, which read each weight once: from fewest_tile_rows() to most_tile_rows().
+constexpr std::int64_t fewest_tile_rows(QType qtype, DType dtype) {
+  const bool packed = is_affine_qtype(qtype);
+  if (dtype == DType::bfloat16) return packed ? 2 : 5;
+  if (dtype == DType::float16) return packed ? 4 : 7;
+  return packed ? 5 : 9;
+}
+constexpr std::int64_t most_tile_rows(DType dtype) { return dtype == DType::bfloat16 ? 32 : 16; }
+
 template <QType kQType, DType kDType>
-constexpr MatmulKernel kKernels[] = {kAmxPanelKernel<kQType, kDType, fewest_panel_rows(kQType, kDType)>};
+constexpr MatmulKernel kFewRowsInTiles =
+    kAmxRowsKernel<kQType, kDType, fewest_tile_rows(kQType, kDType), most_tile_rows(kDType)>;
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kPanel = kAmxPanelKernel<kQType, kDType, fewest_panel_rows(kQType, kDType)>;
+
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kKernels[] = {kFewRowsInTiles<kQType, kDType>, kPanel<kQType, kDType>};
 
 template <QType kQType, bool kLookedUp = is_float8(kQType)>
 struct WidenedDots : FloatDots<kQType> {};
@@ -27,7 +43,8 @@ struct WidenedDots<kQType, true> : LookedUpFloatDots<kQType> {};
 
 template <QType kQType>
 constexpr MatmulKernel kBf16Kernels[] = {
-    kAmxPanelKernel<kQType, DType::bfloat16, fewest_panel_rows(kQType, DType::bfloat16)>,
+    kFewRowsInTiles<kQType, DType::bfloat16>,
+    kPanel<kQType, DType::bfloat16>,
     kFewRowsKernel<WidenedDots<kQType>, DType::bfloat16, fewest_panel_rows(kQType, DType::bfloat16) - 1>,
 };
 
@@ -37,9 +54,9 @@ constexpr MatmulKernel kInt8Kernels[] = {Int8Panel<Int8Tiles, kQType, 2, 16, 17>
 template <QType kQType>
 constexpr void fill_cells(KernelTable& table) {
   auto* cells = table.matmul[static_cast<int>(kQType)];
-  cells[static_cast<int>(DType::float32)] = {kKernels<kQType, DType::float32>, 1};
-  cells[static_cast<int>(DType::bfloat16)] = {kBf16Kernels<kQType>, 2};
-  cells[static_cast<int>(DType::float16)] = {kKernels<kQType, DType::float16>, 1};
+  cells[static_cast<int>(DType::float32)] = {kKernels<kQType, DType::float32>, 2};
+  cells[static_cast<int>(DType::bfloat16)] = {kBf16Kernels<kQType>, 3};
+  cells[static_cast<int>(DType::float16)] = {kKernels<kQType, DType::float16>, 2};
 }
 
 template <QType kQType>

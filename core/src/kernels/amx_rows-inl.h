@@ -1,0 +1,616 @@
+// The kernel for few rows on AMX, where the time goes into reading the weights: decode a few codes of 16 stripes to
+// tiles that stay in the L1 cache, and multiply them at once. Each byte of weights comes from memory once.
+//
+// Codes are multiplied as they are, exactly: bfloat16 holds them all. Activations are sums of bfloat16 terms, each a
+// column of a tile of its own: bfloat16 numbers are their own only term, a float16 number is the sum of two and a
+// float32 number of three, exactly, because each takes the upper 8 bits of what the ones before it left. So one
+// instruction serves up to 16 rows, or fewer rows of wider types. Scales and shifts meet float32 sums, as in
+// few_rows-inl.h; a row's sums are added up in the order of K, whatever the other rows are.
+//
+// Channels are the rows of a tile, 16 at a time, so that codes need no transposition. Stripe s of packed codes, K
+// bytes, holds the channels s, s + stripes, ...; each of its fields goes to a tile of its own.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/amx_activations-inl.h"
+#include "kernels/amx_codes-inl.h"
+#include "kernels/amx_panel-inl.h"
+#include "kernels/amx_tiles-inl.h"
+#include "kernels/args-inl.h"
+#include "kernels/bf16_codes-inl.h"
+#include "kernels/decode-inl.h"
+#include "kernels/few_rows-inl.h"
+#include "kernels/kernel_table.h"
+#include "kernels/panel_units-inl.h"
+#include "kernels/transpose-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+constexpr std::int64_t kChunkCodes = 64;  ///< bytes of a stripe that are decoded at once: two tiles of each field
+constexpr std::int64_t kChunkSteps = kChunkCodes / kStepDepth;
+/// How far ahead of their use codes are fetched, in bytes of each stripe, to the L2 cache: in the L1 cache 16 stripes
+/// whose distance is a multiple of 4096 bytes share their sets, and would push out the decoded tiles.
+constexpr std::int64_t kTileFetchAhead = 1024;
+constexpr std::int64_t kTileFloats = kTileRows * kLanes;
+
+template <QType kQType>
+constexpr int kFieldsOf = 8 / bits_of(kQType);
+
+// Activations.
+
+/// What prepare() leaves for run(): the terms of the activations as columns of tiles, a row's terms beside each other;
+/// tiles are as narrow as powers of two allow and lie in blocks of up to 16 columns. Beside them the sums of groups,
+/// those of a row in the column of its first term, repeated up to 16 lanes; and whether a block's values are of
+/// magnitudes whose terms and products the instruction does not take for zero.
+struct TileColumns {
+  std::uint8_t* tiles;
+  float* sums;
+  bool* plain;
+  std::int64_t terms, count, width, blocks, steps, groups;
+
+  TileColumns(const MatmulArgs& a, bool affine, int terms_each)
+      : tiles(static_cast<std::uint8_t*>(a.workspace)),
+        terms(terms_each),
+        count(a.M * terms_each),
+        width(narrowest(count)),
+        blocks(ceil_div(count, width)),
+        steps(ceil_div(a.K, kChunkCodes) * kChunkSteps),
+        groups(affine ? a.groups : 0) {
+    sums = reinterpret_cast<float*>(tile_at(blocks, 0));
+    plain = reinterpret_cast<bool*>(sums_at(blocks, 0));
+  }
+
+  static std::int64_t narrowest(std::int64_t columns) {
+    std::int64_t width = 1;
+    while (width < columns && width < kLanes) width *= 2;
+    return width;
+  }
+  std::size_t bytes() const {
+    return static_cast<std::size_t>(reinterpret_cast<std::uint8_t*>(plain + blocks) - tiles);
+  }
+  std::int64_t row_bytes() const { return 4 * width; }
+  std::uint8_t* tile_at(std::int64_t block, std::int64_t step) const {
+    return tiles + (block * steps + step) * kTileRows * row_bytes();
+  }
+  float* sums_at(std::int64_t block, std::int64_t group) const { return sums + (block * groups + group) * kLanes; }
+};
+
+template <QType kQType, DType kDType>
+TileColumns tile_columns(const MatmulArgs& a) {
+  return TileColumns(a, is_affine_qtype(kQType), kTerms<kDType>);
+}
+
+/// Term t of 32 activations from `index` on, of which `count` exist, as words in their order.
+template <DType kDType>
+inline __m512i load_term(const MatmulArgs& a, std::int64_t index, std::int64_t count, int t, BitLanes& odd) {
+  if constexpr (kDType == DType::bfloat16) {
+    const __m512i words = load_bf16(a.x, index, count);
+    if (!all_plain(words)) odd = ~BitLanes{};
+    return words;
+  }
+  FloatLanes x[2];
+  for (int i = 0; i < 2; ++i) {
+    const std::int64_t left = count - i * kLanes;
+    x[i] = left <= 0 ? FloatLanes{}
+                     : load_floats(a.x, kDType, index + i * kLanes, static_cast<int>(smaller(left, kLanes)));
+    odd |= not_plain(x[i]);
+  }
+  const Parted pairs = part(x[0], x[1]);
+  FloatLanes first = pairs.even, second = pairs.odd;
+  for (int i = 0;; ++i) {
+    const BitLanes low = bits_from_float(first) & 0xffff0000u, high = bits_from_float(second) & 0xffff0000u;
+    if (i == t) return (__m512i)(low >> 16 | high);
+    first -= float_from_bits(low);
+    second -= float_from_bits(high);
+  }
+}
+
+/// A chunk of a column: pairs of neighbours along K, in the order in which decoding leaves codes.
+struct ColumnChunk {
+  __m512i of[kChunkSteps];
+};
+
+template <QType kQType, DType kDType>
+inline ColumnChunk load_column(const MatmulArgs& a, std::int64_t column, std::int64_t k, BitLanes& odd) {
+  const std::int64_t index = column / kTerms<kDType> * a.x_stride + k;
+  const int t = static_cast<int>(column % kTerms<kDType>);
+  const __m512i first = load_term<kDType>(a, index, a.K - k, t, odd);
+  const __m512i second = load_term<kDType>(a, index + kStepDepth, a.K - k - kStepDepth, t, odd);
+  if constexpr (is_affine_qtype(kQType)) return {{first, second}};
+  return {{_mm512_shuffle_i64x2(first, second, 0x88), _mm512_shuffle_i64x2(first, second, 0xdd)}};
+}
+
+template <QType kQType, DType kDType>
+inline void prepare_columns(const MatmulArgs& a, const TileColumns& prepared, std::int64_t block) {
+  const std::int64_t first = block * prepared.width, count = smaller(prepared.count - first, prepared.width);
+  BitLanes odd{};
+  for (std::int64_t step = 0; step < prepared.steps; step += kChunkSteps) {
+    ColumnChunk columns[kTileRows] = {};
+    for (std::int64_t c = 0; c < count; ++c) {
+      columns[c] = load_column<kQType, kDType>(a, first + c, step * kStepDepth, odd);
+    }
+    for (int s = 0; s < kChunkSteps; ++s) {
+      std::uint8_t* tile = prepared.tile_at(block, step + s);
+      if (prepared.width == 1) {
+        store(tile, (BitLanes)columns[0].of[s], kLanes);
+        continue;
+      }
+      __m512i rows[kTileRows];
+      for (int c = 0; c < kTileRows; ++c) rows[c] = columns[c].of[s];
+      transpose_16x16(rows);
+      const int width = static_cast<int>(prepared.width);
+      for (const __m512i& row : rows) {
+        store(tile, (BitLanes)row, width);
+        tile += prepared.row_bytes();
+      }
+    }
+  }
+  prepared.plain[block] = !any((IntLanes)odd);
+  for (std::int64_t group = 0; group < prepared.groups; ++group) {
+    float* sums = prepared.sums_at(block, group);
+    for (std::int64_t c = 0; c < kLanes; ++c) {
+      const std::int64_t column = first + c;
+      const bool has_sum = c < count && column % prepared.terms == 0;
+      sums[c] = c >= prepared.width ? sums[c - prepared.width]
+                : has_sum ? sum_of<FloatDots<kQType>, kDType>(a, column / prepared.terms, group * a.group_size,
+                                                              (group + 1) * a.group_size)
+                          : 0.0f;
+    }
+  }
+}
+
+/// Blocks are prepared by whoever has their first row.
+template <QType kQType, DType kDType>
+void amx_rows_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
+  const TileColumns prepared = tile_columns<kQType, kDType>(a);
+  for (std::int64_t block = 0; block < prepared.blocks; ++block) {
+    const std::int64_t m = block * prepared.width / prepared.terms;
+    if (begin <= m && m < end) prepare_columns<kQType, kDType>(a, prepared, block);
+  }
+}
+
+template <QType kQType, DType kDType>
+bool amx_rows_serves_values(const MatmulArgs& a) {
+  const TileColumns prepared = tile_columns<kQType, kDType>(a);
+  bool plain = true;
+  for (std::int64_t block = 0; block < prepared.blocks; ++block) plain &= prepared.plain[block];
+  return plain;
+}
+
+// Codes.
+
+/// Bytes 32 h to 32 h + 31 of a vector, each twice.
+struct TwiceIndex {
+  alignas(64) std::uint8_t of[2][64];
+  constexpr TwiceIndex() : of() {
+    for (int i = 0; i < 128; ++i) of[i / 64][i % 64] = static_cast<std::uint8_t>(i / 2);
+  }
+};
+constexpr TwiceIndex kTwiceIndex{};
+
+/// The two bytes of a code's bfloat16 value, the upper one where bit 5 of the index is set. The code has kBits from bit
+/// kFirst on; what other bits hold does not matter. Lookups of bytes take one cycle, those of words two.
+template <int kBits, int kFirst>
+struct PackedByteTable {
+  alignas(64) std::uint8_t values[64];
+  constexpr PackedByteTable() : values() {
+    for (int i = 0; i < 64; ++i) {
+      const std::uint16_t value = bf16_of_code<QType::qint8>(i >> kFirst & ((1 << kBits) - 1));
+      values[i] = static_cast<std::uint8_t>(i < 32 ? value : value >> 8);
+    }
+  }
+};
+template <int kBits, int kFirst>
+constexpr PackedByteTable<kBits, kFirst> kPackedByteTable;
+
+template <int kBits, int kFirst>
+QUANTO_INLINE void store_looked_up(__m512i index, std::uint8_t* out) {
+  _mm512_store_si512(out, _mm512_permutexvar_epi8(index, _mm512_load_si512(kPackedByteTable<kBits, kFirst>.values)));
+}
+
+/// 64 bytes of a stripe to its row of the tiles of a chunk: those of the first step, field after field, then those of
+/// the second.
+template <QType kQType>
+QUANTO_INLINE void decode_row(__m512i codes, std::uint8_t* out) {
+  constexpr int kFields = kFieldsOf<kQType>;
+  if constexpr (!is_affine_qtype(kQType)) {
+    const Bf16Halves halves = decode_to_bf16<kQType>(codes);
+    _mm512_store_si512(out, halves.of[0]);
+    _mm512_store_si512(out + kTileBytes, halves.of[1]);
+  } else {
+    constexpr int kMerge = 0xe2;  // b ? a : c
+    const __m512i upper = _mm512_set1_epi16(0x2000), chosen = _mm512_set1_epi8(0x1f);
+    for (int s = 0; s < kChunkSteps; ++s, out += kFields * kTileBytes) {
+      const __m512i twice = _mm512_permutexvar_epi8(_mm512_load_si512(kTwiceIndex.of[s]), codes);
+      const __m512i high = _mm512_ternarylogic_epi32(_mm512_srli_epi16(twice, 4), chosen, upper, kMerge);
+      const __m512i low = _mm512_ternarylogic_epi32(twice, chosen, upper, kMerge);
+      if constexpr (kQType == QType::qint4) {
+        store_looked_up<4, 0>(low, out);
+        store_looked_up<4, 0>(high, out + kTileBytes);
+      } else {
+        store_looked_up<2, 0>(low, out);
+        store_looked_up<2, 2>(low, out + kTileBytes);
+        store_looked_up<2, 0>(high, out + 2 * kTileBytes);
+        store_looked_up<2, 2>(high, out + 3 * kTileBytes);
+      }
+    }
+  }
+}
+
+// Sums.
+
+template <int kFields>
+inline void multiply_step(const std::uint8_t* codes, const std::uint8_t* x, std::int64_t x_row_bytes) {
+  _tile_loadd(6, x, x_row_bytes);
+  _tile_loadd(4, codes, kTileRowBytes);
+  _tile_dpbf16ps(0, 4, 6);
+  if constexpr (kFields > 1) {
+    _tile_loadd(5, codes + kTileBytes, kTileRowBytes);
+    _tile_dpbf16ps(1, 5, 6);
+  }
+  if constexpr (kFields > 2) {
+    _tile_loadd(4, codes + 2 * kTileBytes, kTileRowBytes);
+    _tile_dpbf16ps(2, 4, 6);
+    _tile_loadd(5, codes + 3 * kTileBytes, kTileRowBytes);
+    _tile_dpbf16ps(3, 5, 6);
+  }
+}
+
+/// The sums of products of each field in memory, those of a channel beside each other.
+template <int kFields>
+struct FieldTiles {
+  static void load(const float* from, std::int64_t row_bytes) {
+    _tile_loadd(0, from, row_bytes);
+    if constexpr (kFields > 1) _tile_loadd(1, from + kTileFloats, row_bytes);
+    if constexpr (kFields > 2) {
+      _tile_loadd(2, from + 2 * kTileFloats, row_bytes);
+      _tile_loadd(3, from + 3 * kTileFloats, row_bytes);
+    }
+  }
+  static void store(float* to, std::int64_t row_bytes) {
+    _tile_stored(0, to, row_bytes);
+    if constexpr (kFields > 1) _tile_stored(1, to + kTileFloats, row_bytes);
+    if constexpr (kFields > 2) {
+      _tile_stored(2, to + 2 * kTileFloats, row_bytes);
+      _tile_stored(3, to + 3 * kTileFloats, row_bytes);
+    }
+  }
+  static void clear() {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+};
+
+/// The scales of 16 channels for a group.
+struct TileScales {
+  float scale[kTileRows];
+  float minus_offset[kTileRows];
+};
+
+/// sums += scale * products - offset * (sum of x), for `width` columns of 16 channels.
+inline void add_scaled_columns(const float* products, const TileScales& scales, const float* x_sums, std::int64_t width,
+                               float* sums) {
+  const auto x = load<FloatLanes>(x_sums, kLanes);
+  const auto add = [&](std::int64_t i, FloatLanes scale, FloatLanes minus_offset) {
+    FloatLanes sum = multiply_add(minus_offset, x, load<FloatLanes>(sums + i * kLanes, kLanes));
+    sum = multiply_add(scale, load<FloatLanes>(products + i * kLanes, kLanes), sum);
+    store(sums + i * kLanes, sum, kLanes);
+  };
+  if (width == kLanes) {
+    QUANTO_UNROLL for (int i = 0; i < kTileRows; ++i) {
+      add(i, broadcast(scales.scale[i]), broadcast(scales.minus_offset[i]));
+    }
+    return;
+  }
+  const auto scale = (__m512)load<FloatLanes>(scales.scale, kLanes);
+  const auto minus_offset = (__m512)load<FloatLanes>(scales.minus_offset, kLanes);
+  __m512i channel = _mm512_srl_epi32((__m512i)lane_numbers(), _mm_cvtsi32_si128(__builtin_ctzll(width)));
+  for (std::int64_t i = 0; i < width; ++i) {
+    add(i, (FloatLanes)_mm512_permutexvar_ps(channel, scale), (FloatLanes)_mm512_permutexvar_ps(channel, minus_offset));
+    channel = _mm512_add_epi32(channel, _mm512_set1_epi32(static_cast<int>(kLanes / width)));
+  }
+}
+
+// Units. One is 16 stripes.
+
+/// Units that share a reading of the activations from the L2 cache, where those do not stay in the L1 cache; and the
+/// columns that are multiplied before the next unit is.
+constexpr std::int64_t kUnitsTogether = 4;
+constexpr std::int64_t kSegmentColumns = 512;
+constexpr std::int64_t kColumnsInL1 = 16 << 10;
+
+/// A thread's memory: two chunks of decoded codes, products that wait for their scales, and for each unit the sums and
+/// scales of its channels.
+template <QType kQType>
+struct TileScratch {
+  static constexpr int kFields = kFieldsOf<kQType>;
+  static constexpr bool kAffine = is_affine_qtype(kQType);
+  static constexpr std::int64_t kChunkBytes = kChunkSteps * kFields * kTileBytes;
+  static constexpr std::int64_t kUnitFloats = kFields * kTileFloats;
+  std::uint8_t* codes;
+  float* products;  ///< of two groups
+  float* carried;   ///< sums of products of a group that is not complete, or of all, by unit and block
+  float* sums;      ///< scaled
+  TileScales* scales;
+  std::int64_t blocks, groups;
+
+  TileScratch(const MatmulArgs& a, const TileColumns& columns, void* memory)
+      : codes(static_cast<std::uint8_t*>(memory)),
+        products(reinterpret_cast<float*>(codes + 2 * kChunkBytes)),
+        carried(products + 2 * kUnitFloats),
+        sums(carried + kUnitsTogether * columns.blocks * kUnitFloats),
+        scales(reinterpret_cast<TileScales*>(sums + (kAffine ? kUnitsTogether * columns.blocks * kUnitFloats : 0))),
+        blocks(columns.blocks),
+        groups(kAffine ? a.groups : 0) {}
+
+  std::size_t bytes() const {
+    return static_cast<std::size_t>(reinterpret_cast<std::uint8_t*>(scales_of(kUnitsTogether, 0)) - codes);
+  }
+  std::uint8_t* chunk(std::int64_t c) const { return codes + c % 2 * kChunkBytes; }
+  std::int64_t sums_index(std::int64_t unit, std::int64_t block) const { return (unit * blocks + block) * kUnitFloats; }
+  TileScales* scales_of(std::int64_t unit, int field) const { return scales + (unit * kFields + field) * groups; }
+  const float* results(std::int64_t unit, std::int64_t block, int field) const {
+    return (kAffine ? sums : carried) + sums_index(unit, block) + field * kTileFloats;
+  }
+  void clear_sums(std::int64_t units) const {
+    const std::int64_t end = units * blocks * kUnitFloats;
+    for (std::int64_t i = 0; i < end; i += kLanes) {
+      store(carried + i, FloatLanes{}, kLanes);
+      if constexpr (kAffine) store(sums + i, FloatLanes{}, kLanes);
+    }
+  }
+};
+
+template <QType kQType, DType kDType>
+std::size_t amx_rows_scratch_bytes(const MatmulArgs& a) {
+  return TileScratch<kQType>(a, tile_columns<kQType, kDType>(a), nullptr).bytes();
+}
+
+template <QType kQType>
+std::int64_t tile_stripes(const MatmulArgs& a) {
+  return a.N / kFieldsOf<kQType>;
+}
+
+template <QType kQType>
+std::int64_t amx_rows_unit_count(const MatmulArgs& a) {
+  return ceil_div(tile_stripes<kQType>(a), kTileRows);
+}
+
+/// The scales of a unit, group by group.
+template <QType kQType>
+inline void read_unit_scales(const MatmulArgs& a, std::int64_t unit, TileScales* const (&out)[kFieldsOf<kQType>]) {
+  const std::int64_t stripe = unit * kTileRows, stripes = tile_stripes<kQType>(a);
+  for (int f = 0; f < kFieldsOf<kQType>; ++f) {
+    for_chunks(a.groups, [&](std::int64_t group, auto chunk) {
+      __m512i scale[kTileRows] = {}, minus_offset[kTileRows] = {};
+      for (std::int64_t c = 0; c < smaller(kTileRows, stripes - stripe); ++c) {
+        const ScaleOffsets so = scale_offsets(a, (f * stripes + stripe + c) * a.groups + group, chunk.count);
+        scale[c] = (__m512i)so.scale;
+        minus_offset[c] = (__m512i)-so.offset;
+      }
+      transpose_16x16(scale);
+      transpose_16x16(minus_offset);
+      for (int j = 0; j < chunk.count; ++j) {
+        store(out[f][group + j].scale, (FloatLanes)scale[j], kLanes);
+        store(out[f][group + j].minus_offset, (FloatLanes)minus_offset[j], kLanes);
+      }
+    });
+  }
+}
+
+/// Codes that are multiplied at once: columns from k_begin on, a multiple of kChunkCodes, of the stripes of a unit.
+struct TilePiece {
+  std::int64_t unit;          ///< counted among those together
+  const std::uint8_t* codes;  ///< of the first stripe, at k_begin
+  std::int64_t stripes;       ///< up to 16
+  std::int64_t k_begin, k_end;
+  const std::uint8_t* next;  ///< the codes that are needed after these, at any address
+};
+
+/// A chunk of all stripes, while later ones are fetched.
+template <QType kQType, bool kWhole>
+inline void decode_chunk(const MatmulArgs& a, const TilePiece& piece, std::int64_t offset, std::uint8_t* out) {
+  const std::uint8_t* codes = piece.codes + offset;
+  const std::int64_t left = piece.k_end - piece.k_begin - offset, ahead = kTileFetchAhead;
+  const auto fetched = left > ahead
+                           ? reinterpret_cast<std::uintptr_t>(codes + ahead)
+                           : reinterpret_cast<std::uintptr_t>(piece.next) + static_cast<std::uintptr_t>(ahead - left);
+  for (std::int64_t s = 0; s < piece.stripes; ++s) {
+    __builtin_prefetch(reinterpret_cast<const void*>(fetched + static_cast<std::uintptr_t>(s * a.K)), 0, 2);
+    decode_row<kQType>(kWhole ? _mm512_loadu_si512(codes + s * a.K) : load_bytes(codes + s * a.K, left),
+                       out + s * kTileRowBytes);
+  }
+}
+
+/// Where a piece is in its groups: products of a group wait for their scales while the next one is multiplied.
+template <QType kQType>
+struct GroupWalk {
+  const MatmulArgs& a;
+  const TileColumns& columns;
+  const TileScratch<kQType>& scratch;
+  std::int64_t unit, block, group, steps_left;
+
+  GroupWalk(const MatmulArgs& args, const TileColumns& prepared, const TileScratch<kQType>& memory,
+            const TilePiece& piece, std::int64_t b)
+      : a(args), columns(prepared), scratch(memory), unit(piece.unit), block(b), group(piece.k_begin / a.group_size) {
+    steps_left = ceil_div((group + 1) * a.group_size - piece.k_begin, kStepDepth);
+    first = group;
+  }
+
+  /// After a step.
+  void advance() {
+    if (--steps_left > 0) return;
+    if (group > first) scale(group - 1);
+    FieldTiles<kFieldsOf<kQType>>::store(products_of(group), columns.row_bytes());
+    FieldTiles<kFieldsOf<kQType>>::clear();
+    ++group;
+    steps_left = ceil_div(a.group_size, kStepDepth);
+  }
+  /// After the last one.
+  void finish() {
+    if (group > first) scale(group - 1);
+  }
+
+ private:
+  std::int64_t first;
+
+  float* products_of(std::int64_t g) const { return scratch.products + g % 2 * TileScratch<kQType>::kUnitFloats; }
+  void scale(std::int64_t g) const {
+    asm volatile("" ::: "memory");  // the intrinsics do not tell the compiler what tiles wrote
+    for (int f = 0; f < kFieldsOf<kQType>; ++f) {
+      add_scaled_columns(products_of(g) + f * kTileFloats, scratch.scales_of(unit, f)[g], columns.sums_at(block, g),
+                         columns.width, scratch.sums + scratch.sums_index(unit, block) + f * kTileFloats);
+    }
+  }
+};
+
+/// One block of columns. Chunks are multiplied while the next one is decoded: tiles cannot be loaded before their
+/// stores are through.
+template <QType kQType>
+inline void multiply_piece(const MatmulArgs& a, const TileColumns& columns, const TileScratch<kQType>& scratch,
+                           const TilePiece& piece, std::int64_t block) {
+  constexpr int kFields = kFieldsOf<kQType>;
+  using Tiles = FieldTiles<kFields>;
+  const std::int64_t depth = piece.k_end - piece.k_begin;
+  const std::int64_t chunks = ceil_div(depth, kChunkCodes);
+  // Bytes of both halves of a chunk are in either step.
+  const std::int64_t steps = is_affine_qtype(kQType) ? ceil_div(depth, kStepDepth) : chunks * kChunkSteps;
+  const std::int64_t x_tile_bytes = kTileRows * columns.row_bytes();
+  const std::uint8_t* x = columns.tile_at(block, piece.k_begin / kStepDepth);
+  float* carried = scratch.carried + scratch.sums_index(piece.unit, block);
+  GroupWalk<kQType> groups(a, columns, scratch, piece, block);
+  Tiles::load(carried, columns.row_bytes());
+  for (std::int64_t c = 0; c <= chunks; ++c) {
+    if (c < depth / kChunkCodes) {
+      decode_chunk<kQType, true>(a, piece, c * kChunkCodes, scratch.chunk(c));
+    } else if (c < chunks) {
+      decode_chunk<kQType, false>(a, piece, c * kChunkCodes, scratch.chunk(c));
+    }
+    asm volatile("" ::: "memory");  // the intrinsics do not tell the compiler what tiles read
+    for (std::int64_t s = 0; c > 0 && s < smaller(kChunkSteps, steps - (c - 1) * kChunkSteps); ++s, x += x_tile_bytes) {
+      multiply_step<kFields>(scratch.chunk(c - 1) + s * kFields * kTileBytes, x, columns.row_bytes());
+      if constexpr (is_affine_qtype(kQType)) groups.advance();
+    }
+  }
+  if constexpr (is_affine_qtype(kQType)) groups.finish();
+  Tiles::store(carried, columns.row_bytes());
+  asm volatile("" ::: "memory");
+}
+
+/// The results of a unit: columns as vectors of its channels, field by field.
+template <QType kQType, DType kDType>
+inline void store_tile_unit(const MatmulArgs& a, const TileColumns& columns, const TileScratch<kQType>& scratch,
+                            std::int64_t index, std::int64_t unit, FloatLanes* of_column) {
+  const std::int64_t stripes = tile_stripes<kQType>(a), stripe = unit * kTileRows;
+  const int count = static_cast<int>(smaller(kTileRows, stripes - stripe));
+  for (int f = 0; f < kFieldsOf<kQType>; ++f) {
+    for (std::int64_t block = 0; block < columns.blocks; ++block) {
+      const float* sums = scratch.results(index, block, f);
+      __m512i rows[kTileRows];
+      for (std::int64_t c = 0; c < kTileRows; ++c) {
+        rows[c] = (__m512i)load<FloatLanes>(sums + c * columns.width, static_cast<int>(columns.width));
+      }
+      transpose_16x16(rows);
+      for (std::int64_t c = 0; c < columns.width; ++c) of_column[block * columns.width + c] = (FloatLanes)rows[c];
+    }
+    const std::int64_t n = f * stripes + stripe;
+    float scales[kTileRows];
+    for (int c = 0; c < kTileRows; ++c) {
+      scales[c] = is_affine_qtype(kQType) || c >= count ? 1.0f : channel_scale(a, n + c);
+    }
+    for (std::int64_t m = 0; m < a.M; ++m) {
+      FloatLanes sum = of_column[m * columns.terms];
+      for (std::int64_t t = 1; t < columns.terms; ++t) sum += of_column[m * columns.terms + t];
+      if constexpr (kTermsLoseInfinity<kQType, kDType>) {
+        for (int c = 0; any(is_nan(sum)) && c < count; ++c) {
+          if (is_nan(sum[c])) sum[c] = multiply_one<kQType>(a, m, n + c);
+        }
+      }
+      store_row(a, m, n, sum, scales, count);
+    }
+  }
+}
+
+/// `count` units from `first` on, segment by segment.
+template <QType kQType, DType kDType>
+inline void run_tile_units(const MatmulArgs& a, const TileColumns& columns, const TileScratch<kQType>& scratch,
+                           std::int64_t first, std::int64_t count, std::int64_t segment, FloatLanes* of_column) {
+  scratch.clear_sums(count);
+  if constexpr (is_affine_qtype(kQType)) {
+    for (std::int64_t u = 0; u < count; ++u) {
+      TileScales* scales[kFieldsOf<kQType>];
+      for (int f = 0; f < kFieldsOf<kQType>; ++f) scales[f] = scratch.scales_of(u, f);
+      read_unit_scales<kQType>(a, first + u, scales);
+    }
+  }
+  const auto codes_of = [&](std::int64_t u, std::int64_t k) { return a.w + (first + u) * kTileRows * a.K + k; };
+  for (std::int64_t k = 0; k < a.K; k += segment) {
+    const std::int64_t end = smaller(k + segment, a.K);
+    for (std::int64_t u = 0; u < count; ++u) {
+      const std::int64_t stripes = smaller(kTileRows, tile_stripes<kQType>(a) - (first + u) * kTileRows);
+      const bool last_unit = u + 1 == count, last = last_unit && end == a.K;
+      const std::uint8_t* next = codes_of(last || !last_unit ? u + 1 : 0, last ? 0 : last_unit ? end : k);
+      for (std::int64_t block = 0; block < columns.blocks; ++block) {
+        multiply_piece<kQType>(a, columns, scratch, {u, codes_of(u, k), stripes, k, end, next}, block);
+      }
+    }
+  }
+  for (std::int64_t u = 0; u < count; ++u) {
+    store_tile_unit<kQType, kDType>(a, columns, scratch, u, first + u, of_column);
+  }
+}
+
+/// Tiles as wide as blocks of columns; those of codes, 4 and 5, are whole.
+inline TilePalette palette_of(const TileColumns& columns) {
+  TilePalette palette;
+  for (int tile = 0; tile < 8; ++tile) {
+    if (tile != 4 && tile != 5) palette.row_bytes[tile] = static_cast<std::uint16_t>(columns.row_bytes());
+  }
+  return palette;
+}
+
+template <QType kQType, DType kDType, std::int64_t kMostRows>
+void amx_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
+  const TileColumns columns = tile_columns<kQType, kDType>(a);
+  const TileScratch<kQType> scratch(a, columns, memory);
+  const TileScope tiles(palette_of(columns));
+  const bool in_l1 = columns.steps * kTileRows * columns.row_bytes() <= kColumnsInL1;
+  const std::int64_t together = in_l1 ? 1 : kUnitsTogether,
+                     segment = in_l1 ? round_up(a.K, kChunkCodes) : kSegmentColumns;
+  FloatLanes of_column[round_up(kMostRows * kTerms<kDType>, kLanes)];
+  for (std::int64_t unit = begin; unit < end; unit += together) {
+    run_tile_units<kQType, kDType>(a, columns, scratch, unit, smaller(together, end - unit), segment, of_column);
+  }
+}
+
+/// Groups end where steps do, and channels that share bytes lie side by side.
+template <QType kQType, std::int64_t kFewestRows, std::int64_t kMostRows>
+bool amx_rows_supports(const MatmulArgs& a) {
+  return kFewestRows <= a.M && a.M <= kMostRows && !a.special_values && a.N % kFieldsOf<kQType> == 0 &&
+         (a.groups == 1 || a.group_size % kStepDepth == 0);
+}
+
+template <QType kQType, DType kDType>
+std::size_t amx_rows_workspace_bytes(const MatmulArgs& a) {
+  return tile_columns<kQType, kDType>(a).bytes();
+}
+
+template <QType kQType, DType kDType, std::int64_t kFewestRows, std::int64_t kMostRows>
+constexpr MatmulKernel kAmxRowsKernel = {
+    "few_rows_tiles",
+    amx_rows_supports<kQType, kFewestRows, kMostRows>,
+    amx_rows_workspace_bytes<kQType, kDType>,
+    amx_rows_prepare<kQType, kDType>,
+    amx_rows_serves_values<kQType, kDType>,
+    amx_rows_scratch_bytes<kQType, kDType>,
+    amx_rows_unit_count<kQType>,
+    amx_rows_run<kQType, kDType, kMostRows>,
+};
+
+}  // namespace
+}  // namespace quanto::kernels
