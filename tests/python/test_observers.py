@@ -232,6 +232,47 @@ def test_dynamic_compiles_to_one_graph(weights, activations):
         assert torch.equal(compiled(x), net(x))
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize("activations", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("weights", WEIGHTS)
+def test_dynamic_linear_layers_of_gpt2(weights, activations, frozen):
+    """Their weight is that of a linear layer, transposed."""
+    from transformers.pytorch_utils import Conv1D
+
+    linear = torch.nn.Linear(64, 32)
+    conv = Conv1D(32, 64)
+    with torch.no_grad():
+        conv.weight.copy_(linear.weight.t())
+        conv.bias.copy_(linear.bias)
+    nets = [torch.nn.Sequential(layer) for layer in (conv, linear)]
+    for net in nets:
+        quantize(net, weights=weights, activations=activations, dynamic=True)
+        if frozen:
+            freeze(net)
+    assert quantization_map(nets[0]) == quantization_map(nets[1])
+    x = torch.randn(2, 5, 64, requires_grad=True)
+    assert torch.equal(nets[0](x), nets[1](x))
+    found, expected = (torch.autograd.grad(net(x).square().sum(), (x, net[0].bias)) for net in nets)
+    assert all(map(torch.equal, found, expected))
+    reloaded = torch.nn.Sequential(Conv1D(32, 64))
+    if frozen:
+        requantize(reloaded, nets[0].state_dict(), quantization_map(nets[0]))
+        assert torch.equal(reloaded(x), nets[1](x))
+
+
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+def test_dynamic_compiles_with_inductor(weights):
+    from transformers.pytorch_utils import Conv1D
+
+    torch._dynamo.reset()
+    net, x = torch.nn.Sequential(Conv1D(96, 64), torch.nn.GELU(), torch.nn.Linear(96, 8)), torch.randn(5, 64)
+    quantize(net, weights=weights, activations="qint8", dynamic=True)
+    freeze(net)
+    with torch.no_grad():
+        found = torch.compile(net, fullgraph=True)(x)
+        torch.testing.assert_close(found, net(x), rtol=1e-4, atol=2e-2)  # GELU of another last bit rounds elsewhere
+
+
 @pytest.mark.parametrize("weights", ["qint8", "qint4"])
 def test_dynamic_survives_a_checkpoint(weights):
     net, x = dynamic_model(weights, qfloat8_e4m3fn), torch.randn(5, 64)

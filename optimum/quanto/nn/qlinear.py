@@ -12,6 +12,16 @@ __all__ = ["QLinear"]
 _WEIGHTS = (WeightQBitsTensor, WeightQBytesTensor)
 
 
+def linear(module: QModuleMixin, input: Tensor) -> Tensor:
+    """What a linear layer with the weight and the bias of `module` computes, frozen or not."""
+    weight = module.forward_weight
+    if module.dynamic_qtype is not None:
+        return linear_per_token(input, weight, module.bias, module.dynamic_qtype.dtype)
+    if isinstance(weight, _WEIGHTS):
+        return weight.linear(input, module.bias)
+    return torch.nn.functional.linear(input, weight, module.bias)
+
+
 @register_qmodule(torch.nn.Linear)
 class QLinear(QModuleMixin, torch.nn.Linear):
     """`torch.nn.Linear` with a quantized weight. Frozen, its forward is one operator."""
@@ -56,9 +66,4 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         weight: Tensor | None = parameters.get("weight")
         if isinstance(weight, _WEIGHTS) and "bias" in parameters and self.dynamic_qtype is None:
             return weight.linear(input, parameters["bias"])
-        weight = self.forward_weight
-        if self.dynamic_qtype is not None:
-            return linear_per_token(input, weight, self.bias, self.dynamic_qtype.dtype)
-        if isinstance(weight, _WEIGHTS):
-            return weight.linear(input, self.bias)
-        return torch.nn.functional.linear(input, weight, self.bias)
+        return linear(self, input)

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from ..tensor import Optimizer, WeightQBitsTensor, WeightQBytesTensor, qtype
+from ..tensor import Optimizer, qtype
+from .qlinear import linear
 from .qmodule import QModuleMixin, linear_kernel, register_qmodule
 
 
@@ -30,6 +31,8 @@ class QTransformersConv1D(QModuleMixin, _Conv1D):
     Its float weight is `(in, out)`. It is transposed once, when it is quantized: `weight` then has the shape
     `(out, in)`, in the module and in state dicts, and scales along its output channels like that of a `QLinear`.
     """
+
+    supports_dynamic = True
 
     @classmethod
     def qcreate(
@@ -66,7 +69,4 @@ class QTransformersConv1D(QModuleMixin, _Conv1D):
         return linear_kernel(self.weight, rows, self.activation_qtype or self.dynamic_qtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.forward_weight
-        if isinstance(weight, WeightQBitsTensor | WeightQBytesTensor):
-            return weight.linear(x, self.bias)
-        return torch.nn.functional.linear(x, weight, self.bias)
+        return linear(self, x)
