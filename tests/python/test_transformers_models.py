@@ -166,6 +166,61 @@ with torch.no_grad():
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+@pytest.mark.parametrize("max_shard_size", ["50GB", "20KB"])
+def test_ties_and_observers_survive_all_ways_of_saving(weights, max_shard_size, tmp_path):
+    """The tied table and head have one set of bytes, in memory and in files; the scales, what observers saw and which
+    outputs are quantized are those of the model that was calibrated."""
+    model = llama(tie_word_embeddings=True)
+    quantize(model, weights=weights, activations="qint8", embeddings=True)
+    with torch.no_grad(), Calibration(observer="mse"):
+        model(IDS)
+    freeze(model)
+    state, expected = model.state_dict(), logits(model)
+    assert not any(name.startswith("lm_head.weight") for name in state)
+    assert any("observer" in name for name in state)
+    size = sum(t.numel() * t.element_size() for t in state.values())
+
+    def check(found, folder):
+        assert found.lm_head.weight is found.model.embed_tokens.weight
+        reloaded = found.state_dict()
+        assert reloaded.keys() == state.keys()
+        assert all(torch.equal(reloaded[name], t) and reloaded[name].dtype == t.dtype for name, t in state.items())
+        assert quantization_map(found) == quantization_map(model)
+        assert torch.equal(logits(found), expected)
+        files = list(folder.glob("*.safetensors"))
+        assert (len(files) > 1) == (max_shard_size == "20KB")
+        overhead = 200 * len(state) + 1000 * len(files)  # names, and headers
+        assert sum(file.stat().st_size for file in files) < size + overhead
+
+    QuantizedModelForCausalLM(model).save_pretrained(tmp_path / "class", max_shard_size=max_shard_size)
+    check(QuantizedModelForCausalLM.from_pretrained(tmp_path / "class")._wrapped, tmp_path / "class")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "class")
+    check(loaded, tmp_path / "class")
+    loaded.save_pretrained(tmp_path / "auto", max_shard_size=max_shard_size)
+    check(AutoModelForCausalLM.from_pretrained(tmp_path / "auto"), tmp_path / "auto")
+    check(pickle.loads(pickle.dumps(loaded)), tmp_path / "auto")
+
+
+def test_what_observers_kept_must_be_in_the_checkpoint(tmp_path):
+    model = llama()
+    quantize(model, weights="qint8", activations="qint8", exclude="lm_head")
+    with torch.no_grad(), Calibration(observer="percentile"):
+        model(IDS)
+    freeze(model)
+    QuantizedModelForCausalLM(model).save_pretrained(tmp_path)
+    path, name = tmp_path / "model.safetensors", "model.layers.1.mlp.up_proj.input_observer.counts"
+    tensors = load_file(path)
+    save_file({key: t for key, t in tensors.items() if key != name}, path, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"got no {name}"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quanto"]["observers"] = {"model.norm.input_observer.counts": {"dtype": "int64", "shape": [4]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"observers: model\.norm\.input_observer\.counts: got"):
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
 def test_activations_of_layer_norms(tmp_path):
     """With and without weights of their own."""
     torch.manual_seed(5)

@@ -22,10 +22,12 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.quantizer_quanto import QuantoHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from ..models.checkpoint import CONFIG_KEY, replacing
+from ..models.checkpoint import CONFIG_KEY, described, replacing
 from ..nn import QLinear, QModuleMixin
 from ..nn.experts import UnfusedExperts, is_fused_experts
+from ..nn.observed import ObserverState, make_observer_states
 from ..quantization import quantization_map, quantize, quantize_by_map
+from ..ties import save_ties_once
 from ..unquantize import float_module, unquantize
 
 
@@ -96,6 +98,7 @@ def _before_loading(quantizer: Any, weight_conversions: list[Any], model: torch.
     if saved is not None:
         _unquantize_others(model, saved)
         quantize_by_map(model, saved)
+        make_observer_states(model, getattr(model.config, CONFIG_KEY).get("observers", {}))
     sources = [rf"\.weight\.{part}" for part in _PARTS]
     return [WeightConverter(source_patterns=sources, target_patterns=".weight", operations=[BuildWeight()])]
 
@@ -212,9 +215,10 @@ def _missing(model: torch.nn.Module) -> list[str]:
 
 
 def _loaded_modules(model: torch.nn.Module) -> list[tuple[str, Any]]:
-    """The quantized modules that got their weight, or have none to quantize."""
+    """The quantized modules that got their weight, or have none to quantize, and what observers keep in them."""
     unfrozen = {name for name, _ in _unfrozen(model)}
-    return [(name, m) for name, m in model.named_modules() if isinstance(m, QModuleMixin) and name not in unfrozen]
+    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, QModuleMixin | ObserverState)]
+    return [(name, m) for name, m in modules if name not in unfrozen]
 
 
 def _set_experts(model: Any, module_name: str, attribute: str, tensor: torch.Tensor, config: Any) -> None:
@@ -285,6 +289,7 @@ def _after_loading(quantizer: Any, model: Any, **kwargs: Any) -> torch.nn.Module
     _report_float_experts(model)
     if quantization_map(model):
         model._weight_conversions = []
+        save_ties_once(model)
     model.save_pretrained = functools.partial(_save, model)
     return model
 
@@ -332,7 +337,7 @@ def _before_saving(quantizer: Any, model: Any) -> tuple[None, dict[str, str]]:
     unfrozen = [name for name, _ in _unfrozen(model)]
     if unfrozen:
         raise ValueError(f"[save_pretrained] {', '.join(unfrozen)}: got float weights, expected frozen ones")
-    setattr(model.config, CONFIG_KEY, {"quantization_map": quantization_map(model)})
+    setattr(model.config, CONFIG_KEY, described(model))
     # transformers refuses to load a model whose activations are quantized before it imports this package.
     model.config.quantization_config = _without_activations(model.config.quantization_config)
     return None, {}

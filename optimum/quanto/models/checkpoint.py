@@ -15,6 +15,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import Module
+
+from ..nn.observed import observer_tensors
+from ..quantization import quantization_map
 
 
 QUANTIZATION_MAP_NAME = "quanto_qmap.json"
@@ -54,6 +58,12 @@ def read_quantization_map(folder: Path) -> dict[str, dict[str, str]]:
         if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
             raise ValueError(f"[from_pretrained] {path}: got {entry!r} for {name!r}, expected qtype names")
     return found
+
+
+def described(model: Module) -> dict[str, Any]:
+    """What the config of a saved model says of its quantization, under `CONFIG_KEY`."""
+    observers = observer_tensors(model)
+    return {"quantization_map": quantization_map(model), **({"observers": observers} if observers else {})}
 
 
 def _map_in_config(path: Path) -> dict[str, Any]:

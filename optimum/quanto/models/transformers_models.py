@@ -8,7 +8,7 @@ import torch
 
 from ..quantization import quantization_map, requantize
 from .base import QuantizedModel, is_transformers_available
-from .checkpoint import CONFIG_KEY, CONFIG_NAME, read_json, read_tensors
+from .checkpoint import CONFIG_KEY, CONFIG_NAME, described, read_json, read_tensors
 
 
 __all__ = ["QuantizedModelForCausalLM", "QuantizedTransformersModel"]
@@ -63,19 +63,16 @@ class QuantizedTransformersModel(QuantizedModel):
         # In the names and shapes of the modules, not those of the checkpoint that the model may come from: quantized
         # tensors cannot be cut or joined.
         model.save_pretrained(save_directory, max_shard_size=max_shard_size, save_original_format=False, **options)
-        _describe(save_directory / CONFIG_NAME, quantization_map(model))
+        _describe(save_directory / CONFIG_NAME, model)
 
 
-def _describe(path: Path, qmap: dict[str, dict[str, str]]) -> None:
+def _describe(path: Path, model: torch.nn.Module) -> None:
     """Write into a config that the model is quantized, for transformers' own classes to load it as such."""
-    names = [entry["weights"] for entry in qmap.values() if entry["weights"] != "none"]
+    names = [entry["weights"] for entry in quantization_map(model).values() if entry["weights"] != "none"]
     # The map, which is what counts, may have several; transformers knows one and calls all of float8 alike.
     weights = next(iter(names), "qint8").removeprefix("q").partition("_")[0]
-    described = {
-        CONFIG_KEY: {"quantization_map": qmap},
-        "quantization_config": QuantoConfig(weights=weights).to_dict(),
-    }
-    path.write_text(json.dumps({**read_json(path), **described}, indent=2) + "\n", encoding="utf-8")
+    added = {CONFIG_KEY: described(model), "quantization_config": QuantoConfig(weights=weights).to_dict()}
+    path.write_text(json.dumps({**read_json(path), **added}, indent=2) + "\n", encoding="utf-8")
 
 
 def _may_share_embeddings(model: Any) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-__all__ = ["ObserverState", "restore_observer_states"]
+__all__ = ["ObserverState", "make_observer_states", "observer_tensors", "restore_observer_states"]
 
 OBSERVED = ("input", "output")
 
@@ -54,3 +54,32 @@ def restore_observer_states(module: Any, state_dict: MutableMapping[str, Tensor]
         for key, t in tensors.items():
             state[key] = torch.empty_like(t, device=module.input_scale.device)
         module.add_module(name, state)
+
+
+def observer_tensors(model: torch.nn.Module) -> dict[str, dict[str, Any]]:
+    """The name, dtype and shape of each tensor that observers keep in a model, as JSON can hold them."""
+    states = [(name, m) for name, m in model.named_modules() if isinstance(m, ObserverState)]
+    return {
+        f"{name}.{key}": {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)}
+        for name, state in states
+        for key, t in state.items()
+    }
+
+
+def make_observer_states(model: torch.nn.Module, tensors: dict[str, dict[str, Any]]) -> None:
+    """Give a model those tensors, without values, on the devices of its scales.
+
+    Raises:
+        ValueError: one belongs to no quantized module, or is not described by a dtype and a shape.
+    """
+    for name, described in tensors.items():
+        parent, state_name, key = name.rsplit(".", 2)
+        try:
+            module: Any = model.get_submodule(parent)
+            device, dtype = module.input_scale.device, getattr(torch, described["dtype"])
+            tensor = torch.empty(described["shape"], dtype=dtype, device=device)
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+            raise ValueError(f"[from_pretrained] observers: {name}: got {described}, {error}") from error
+        if not hasattr(module, state_name):
+            module.add_module(state_name, ObserverState())
+        getattr(module, state_name)[key] = tensor
