@@ -221,6 +221,40 @@ TEST(MatmulInt8, TheLargestSumsAreExact) {
   });
 }
 
+/// Whatever kernels keep sums of a group in.
+TEST(MatmulInt8, TheLargestSumsOfPackedCodesAreExact) {
+  constexpr std::int64_t kN = 8, kK = 4096;
+  const std::vector<std::uint8_t> codes(kN * kK / 2, 0xff);
+  const std::vector<float> scale(kN * kK / 16, 1.0f), shift(kN * kK / 16, 0.0f);
+  for_each_isa([&] {
+    for (const QType qtype : {QType::qint4, QType::qint2}) {
+      const int largest = qtype == QType::qint4 ? 15 : 3;
+      for (const std::int64_t group_size : {32, 64, 128, 256, 512, 1024, 2048, 4096}) {
+        for (const std::int64_t M : {1, 5, 40}) {
+          for (const int x : {-128, 127}) {
+            const std::vector<std::int8_t> xs(static_cast<std::size_t>(M * kK), static_cast<std::int8_t>(x));
+            const WeightView w{.qtype = qtype,
+                               .data = codes.data(),
+                               .out_features = kN,
+                               .in_features = kK,
+                               .group_size = group_size,
+                               .scale = scale.data(),
+                               .scale_dtype = DType::float32,
+                               .shift = shift.data(),
+                               .shift_kind = ShiftKind::floating};
+            std::vector<float> y(static_cast<std::size_t>(M * kN));
+            matmul_codes({xs.data(), QType::qint8, M, kK}, w, nullptr, DType::float32, y.data());
+            for (const float got : y) {
+              ASSERT_EQ(got, static_cast<float>(x * largest * kK))
+                  << qtype_info(qtype).name << " in groups of " << group_size << ", " << M << " rows of " << x;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST(MatmulInt8, MoreCodesThanAnInt32HoldsAreMultipliedAsFloats) {
   const Integers c(1, 1, 1 << 17, [] { return -128; });
   EXPECT_EQ(c.multiply()[0], 0x1p31f);

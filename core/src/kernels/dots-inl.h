@@ -116,9 +116,9 @@ struct Float16Dots : ByteFloatDots<kType> {
       const WordPairs words = load_signed_bytes(at + i * 2 * kLanes);
       codes.of[i] = kType == QType::qfloat8_e5m2 ? words << 8 : (words << 7) & std::uint16_t{0xbfff};
     }
-    asm("" : "+m"(codes.of));
     return codes;
   }
+  static QUANTO_INLINE void put_into_memory(Codes& codes) { asm("" : "+m"(codes.of)); }
   /// The largest of bytes that are 0xff for a NaN and less for any other code.
   static QUANTO_INLINE WholeBytes mark_nan(const std::uint8_t* at, WholeBytes marks) {
     static_assert(ByteFloatDots<kType>::kChunk == kVectorBytes);
@@ -250,8 +250,6 @@ template <>
 struct FloatDots<QType::qfloat8_e4m3fn> : Float16Dots<QType::qfloat8_e4m3fn> {};
 template <>
 struct FloatDots<QType::qfloat8_e4m3fnuz> : Float16Dots<QType::qfloat8_e4m3fnuz> {};
-#endif
-#if defined(__AVX512F__)  // with AVX2, halves of vectors cost e5m2 more than its codes cost on their own
 template <>
 struct FloatDots<QType::qfloat8_e5m2> : Float16Dots<QType::qfloat8_e5m2> {};
 #endif

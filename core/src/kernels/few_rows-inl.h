@@ -45,10 +45,13 @@ struct SumsOf {
 template <class Dots>
 requires Dots::kIntegers struct SumsOf<Dots> {
   static constexpr bool kIntegers = true;
-  using Sum = IntLanes;
+  using Sum = typename Dots::Sum;
 };
 QUANTO_INLINE FloatLanes as_floats(FloatLanes sums) { return sums; }
 QUANTO_INLINE FloatLanes as_floats(IntLanes sums) { return to_float(sums); }
+#if defined(__AVX2__)
+QUANTO_INLINE FloatLanes as_floats(SignedWords sums) { return to_float(Int8SmallQuads::sums_of_pairs((IntLanes)sums)); }
+#endif
 
 /// The same for a single field of packed codes, which is chosen when they are loaded. A stripe is a channel.
 template <class Dots>
@@ -250,6 +253,7 @@ struct BlockSums {
     typename Dots::Codes loaded[kStripes];
     QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
       loaded[s] = Dots::load_codes(block.codes + s * block.apart + offset);
+      if constexpr (requires { Dots::put_into_memory(loaded[s]); }) Dots::put_into_memory(loaded[s]);
       if constexpr (!Dots::kDecodesNan) {
         nan_marks = Dots::mark_nan(block.codes + s * block.apart + offset, nan_marks);
         QUANTO_IN_REGISTER(nan_marks);
@@ -582,6 +586,9 @@ void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
 /// Groups have to end where chunks or their halves do; where channels straddle fields, where chunks do.
 template <class Dots, std::int64_t kMostRows>
 bool few_rows_supports(const MatmulArgs& a) {
+  if constexpr (SumsOf<Dots>::kIntegers) {
+    if (a.group_size > Dots::kMostTogether) return false;
+  }
   constexpr std::int64_t kGroupStep = kIsOneField<Dots> ? Dots::kChunk : Dots::kChunk / 2;
   return a.M <= kMostRows && a.N % Dots::kFields == 0 && (Dots::kTakesAllValues || !a.special_values) &&
          (a.groups == 1 || a.group_size % kGroupStep == 0);

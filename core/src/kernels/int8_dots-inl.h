@@ -18,13 +18,15 @@ template <QType kType>
 struct Int8Dots {
   static constexpr QType kQType = kType;
   static constexpr bool kIntegers = true;
+  using Sum = IntLanes;
+  /// Codes whose products the sums hold.
+  static constexpr std::int64_t kMostTogether = kMaxInt8Group;
   static constexpr int kFields = 8 / bits_of(kType);
   static constexpr bool kDecodesNan = true;
   static constexpr bool kTakesAllValues = true;
   static constexpr float field_factor(int) { return 1.0f; }
 };
 
-typedef std::int16_t SignedWords __attribute__((vector_size(kVectorBytes)));
 typedef std::uint16_t UnsignedWords __attribute__((vector_size(kVectorBytes)));
 
 /// The bytes of even index, as int16 numbers, meet the activations of even index, then those of odd index likewise.
@@ -62,6 +64,42 @@ struct Int8PairDots : Int8Dots<kType> {
     return true;
   }
 };
+
+#if defined(__AVX2__)
+/// Packed codes are so small that int16 sums hold the products of a group, which takes half the instructions.
+template <QType kType>
+struct Int8SmallDots : Int8Dots<kType> {
+  static_assert(is_affine_qtype(kType));
+  static constexpr int kVectors = 1;
+  static constexpr std::int64_t kChunk = kVectorBytes;
+  static constexpr std::int32_t kCentre = Int8SmallQuads::kCentre;
+  static constexpr int kBits = bits_of(kType);
+  static constexpr int kLargestCode = (1 << kBits) - 1;
+  static constexpr std::int64_t kMostTogether = 32767 / (2 * 128 * kLargestCode) * kChunk;
+  using X = IntLanes;
+  using Sum = SignedWords;
+  struct Codes {
+    UnsignedWords words;
+  };
+
+  static QUANTO_INLINE Codes load_codes(const std::uint8_t* at) {
+    Codes codes;
+    __builtin_memcpy(&codes.words, at, kVectorBytes);
+    return codes;
+  }
+  static QUANTO_INLINE X decode(const Codes& codes, int field, int) {
+    return (X)(codes.words >> (kBits * field) & (kLargestCode * 0x0101));
+  }
+  static QUANTO_INLINE Sum add_products(X w, X x, Sum sum) {
+    return sum + (SignedWords)Int8SmallQuads::products_of_pairs(w, x);
+  }
+  template <DType>
+  static inline bool prepare(const void* x, std::int64_t index, std::int64_t count, X* out) {
+    *out = (X)Int8SmallQuads::load_activations(static_cast<const std::int8_t*>(x) + index, count);
+    return true;
+  }
+};
+#endif
 
 #if defined(__AVX512VNNI__)
 template <QType kType>

@@ -95,6 +95,45 @@ struct Int8Pairs : LaneSteps {
   }
 };
 
+#if defined(__AVX2__)
+/// Four bytes in a lane, of packed codes, which are unsigned and so small that int16 holds two products.
+struct Int8SmallQuads : LaneSteps {
+  static constexpr std::int64_t kStep = 4;
+  using Code = std::uint8_t;
+  static constexpr std::int32_t kCentre = 0;
+
+  static inline IntLanes multiply_add(IntLanes w, IntLanes x, IntLanes sum) {
+    return (IntLanes)((BitLanes)sum + (BitLanes)sums_of_pairs(products_of_pairs(w, x)));
+  }
+  /// In int16 lanes.
+  static inline IntLanes products_of_pairs(IntLanes w, IntLanes x) {
+#if defined(__AVX512F__)
+    return (IntLanes)_mm512_maddubs_epi16((__m512i)w, (__m512i)x);
+#else
+    return (IntLanes)_mm256_maddubs_epi16((__m256i)w, (__m256i)x);
+#endif
+  }
+  static inline IntLanes sums_of_pairs(IntLanes words) {
+#if defined(__AVX512F__)
+    return (IntLanes)_mm512_madd_epi16((__m512i)words, _mm512_set1_epi16(1));
+#else
+    return (IntLanes)_mm256_madd_epi16((__m256i)words, _mm256_set1_epi16(1));
+#endif
+  }
+
+  static inline BitLanes load_activations(const std::int8_t* x, std::int64_t count) {
+    BitLanes lanes{};
+    if (count > 0) __builtin_memcpy(&lanes, x, static_cast<std::size_t>(smaller(count, kVectorBytes)));
+    return lanes;
+  }
+  /// The codes of kBits bits from bit `shift` of each byte on.
+  template <int kBits>
+  static inline void unpack(const std::uint8_t* bytes, std::int64_t count, int shift, Code* out) {
+    for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<Code>(bytes[i] >> shift & ((1 << kBits) - 1));
+  }
+};
+#endif
+
 /// What tiles multiply: 32 channels of codes and 32 rows of activations, `apart` bytes from one channel or step to the
 /// next.
 struct TileOperands {
