@@ -35,15 +35,15 @@ struct ByteTables {
 template <QType kQType>
 constexpr ByteTables<kQType> kByteTables;
 
-/// 64 values, the low and the high half of each 128-bit lane's codes apart.
-struct Bf16Halves {
-  __m512i of[2];
+/// The low and the high bytes of 64 values.
+struct Bf16Bytes {
+  __m512i low, high;
 };
 
 /// The sign of a float8 code is that of its value; an int8 code is looked up by its magnitude. The code 0x80 has none:
 /// it is -128, or the NaN of the format without a negative zero.
 template <QType kQType>
-QUANTO_INLINE Bf16Halves decode_to_bf16(__m512i codes) {
+QUANTO_INLINE Bf16Bytes look_up_bf16(__m512i codes) {
   const auto& tables = kByteTables<kQType>;
   const __m512i index = is_float8(kQType) ? codes : _mm512_abs_epi8(codes);
   __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(tables.low), index, _mm512_load_si512(tables.low + 64));
@@ -58,7 +58,18 @@ QUANTO_INLINE Bf16Halves decode_to_bf16(__m512i codes) {
       low = _mm512_mask_blend_epi8(special, low, _mm512_set1_epi8(static_cast<char>(kValue)));
     }
   }
-  return {{_mm512_unpacklo_epi8(low, high), _mm512_unpackhi_epi8(low, high)}};
+  return {low, high};
+}
+
+/// 64 values, the low and the high half of each 128-bit lane's codes apart.
+struct Bf16Halves {
+  __m512i of[2];
+};
+
+template <QType kQType>
+QUANTO_INLINE Bf16Halves decode_to_bf16(__m512i codes) {
+  const Bf16Bytes bytes = look_up_bf16<kQType>(codes);
+  return {{_mm512_unpacklo_epi8(bytes.low, bytes.high), _mm512_unpackhi_epi8(bytes.low, bytes.high)}};
 }
 
 /// The values of packed codes by the five lowest bits of an index, of which kBits from bit kFirst on are the code.
