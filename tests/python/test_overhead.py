@@ -1,6 +1,7 @@
 """What a frozen linear layer's forward costs beside its kernel: counted, because times depend on the machine."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,3 +73,25 @@ class TestFrozenLinear:
         layer.weight = other[0].weight
         layer.bias = None
         assert torch.equal(layer(x), torch.nn.functional.linear(x, other[0].weight))
+
+
+def _mapping_flags(address: int) -> list[str]:
+    """The kernel's flags of the mapping that an address lies in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first and not first.endswith(":"):
+            begin, end = (int(bound, 16) for bound in first.split("-"))
+            inside = begin <= address < end
+        elif inside and first == "VmFlags:":
+            return line.split()[1:]
+    raise AssertionError("no mapping")
+
+
+def test_large_results_lie_on_huge_pages() -> None:
+    """They are mapped anew each time: small pages cost as much as the work. Others are left alone."""
+    base = torch.randn(4096, 4096)
+    found = torch.ops.quanto.fake_quantize_symmetric(base, "qint8", 0, None)
+    assert "hg" in _mapping_flags(found.data_ptr() + found.nbytes // 2)
+    small = torch.ops.quanto.fake_quantize_symmetric(base[:16], "qint8", 0, None)
+    assert "hg" not in _mapping_flags(small.data_ptr())
