@@ -262,14 +262,6 @@ inline void multiply_step(const std::uint8_t* codes, const std::uint8_t* x, std:
 /// The sums of products of each field in memory, those of a channel beside each other.
 template <int kFields>
 struct FieldTiles {
-  static void load(const float* from, std::int64_t row_bytes) {
-    _tile_loadd(0, from, row_bytes);
-    if constexpr (kFields > 1) _tile_loadd(1, from + kTileFloats, row_bytes);
-    if constexpr (kFields > 2) {
-      _tile_loadd(2, from + 2 * kTileFloats, row_bytes);
-      _tile_loadd(3, from + 3 * kTileFloats, row_bytes);
-    }
-  }
   static void store(float* to, std::int64_t row_bytes) {
     _tile_stored(0, to, row_bytes);
     if constexpr (kFields > 1) _tile_stored(1, to + kTileFloats, row_bytes);
@@ -294,10 +286,11 @@ struct TileScales {
 
 /// sums += scale * products - offset * (sum of x), for `width` columns of 16 channels.
 inline void add_scaled_columns(const float* products, const TileScales& scales, const float* x_sums, std::int64_t width,
-                               float* sums) {
+                               bool first, float* sums) {
   const auto x = load<FloatLanes>(x_sums, kLanes);
   const auto add = [&](std::int64_t i, FloatLanes scale, FloatLanes minus_offset) {
-    FloatLanes sum = multiply_add(minus_offset, x, load<FloatLanes>(sums + i * kLanes, kLanes));
+    FloatLanes sum = first ? FloatLanes{} : load<FloatLanes>(sums + i * kLanes, kLanes);
+    sum = multiply_add(minus_offset, x, sum);
     sum = multiply_add(scale, load<FloatLanes>(products + i * kLanes, kLanes), sum);
     store(sums + i * kLanes, sum, kLanes);
   };
@@ -318,57 +311,39 @@ inline void add_scaled_columns(const float* products, const TileScales& scales, 
 
 // Units. One is 16 stripes.
 
-/// Units that share a reading of the activations from the L2 cache, where those do not stay in the L1 cache; and the
-/// columns that are multiplied before the next unit is.
-constexpr std::int64_t kUnitsTogether = 4;
-constexpr std::int64_t kSegmentColumns = 512;
-constexpr std::int64_t kColumnsInL1 = 16 << 10;
-
-/// A thread's memory: two chunks of decoded codes, products that wait for their scales, and for each unit the sums and
-/// scales of its channels.
+/// A thread's memory: two chunks of decoded codes, products that wait for their scales, and the sums and scales of a
+/// unit.
 template <QType kQType>
 struct TileScratch {
   static constexpr int kFields = kFieldsOf<kQType>;
-  static constexpr bool kAffine = is_affine_qtype(kQType);
   static constexpr std::int64_t kChunkBytes = kChunkSteps * kFields * kTileBytes;
   static constexpr std::int64_t kUnitFloats = kFields * kTileFloats;
   std::uint8_t* codes;
   float* products;  ///< of two groups
-  float* carried;   ///< sums of products of a group that is not complete, or of all, by unit and block
-  float* sums;      ///< scaled
+  float* sums;
   TileScales* scales;
   std::int64_t blocks, groups;
 
-  TileScratch(const MatmulArgs& a, const TileColumns& columns, void* memory)
+  TileScratch(const TileColumns& columns, void* memory)
       : codes(static_cast<std::uint8_t*>(memory)),
         products(reinterpret_cast<float*>(codes + 2 * kChunkBytes)),
-        carried(products + 2 * kUnitFloats),
-        sums(carried + kUnitsTogether * columns.blocks * kUnitFloats),
-        scales(reinterpret_cast<TileScales*>(sums + (kAffine ? kUnitsTogether * columns.blocks * kUnitFloats : 0))),
+        sums(products + 2 * kUnitFloats),
+        scales(reinterpret_cast<TileScales*>(sums + columns.blocks * kUnitFloats)),
         blocks(columns.blocks),
-        groups(kAffine ? a.groups : 0) {}
+        groups(columns.groups) {}
 
   std::size_t bytes() const {
-    return static_cast<std::size_t>(reinterpret_cast<std::uint8_t*>(scales_of(kUnitsTogether, 0)) - codes);
+    return static_cast<std::size_t>(reinterpret_cast<std::uint8_t*>(scales_of(kFields)) - codes);
   }
   std::uint8_t* chunk(std::int64_t c) const { return codes + c % 2 * kChunkBytes; }
-  std::int64_t sums_index(std::int64_t unit, std::int64_t block) const { return (unit * blocks + block) * kUnitFloats; }
-  TileScales* scales_of(std::int64_t unit, int field) const { return scales + (unit * kFields + field) * groups; }
-  const float* results(std::int64_t unit, std::int64_t block, int field) const {
-    return (kAffine ? sums : carried) + sums_index(unit, block) + field * kTileFloats;
-  }
-  void clear_sums(std::int64_t units) const {
-    const std::int64_t end = units * blocks * kUnitFloats;
-    for (std::int64_t i = 0; i < end; i += kLanes) {
-      store(carried + i, FloatLanes{}, kLanes);
-      if constexpr (kAffine) store(sums + i, FloatLanes{}, kLanes);
-    }
-  }
+  float* products_of(std::int64_t group) const { return products + group % 2 * kUnitFloats; }
+  float* sums_of(std::int64_t block) const { return sums + block * kUnitFloats; }
+  TileScales* scales_of(int field) const { return scales + field * groups; }
 };
 
 template <QType kQType, DType kDType>
 std::size_t amx_rows_scratch_bytes(const MatmulArgs& a) {
-  return TileScratch<kQType>(a, tile_columns<kQType, kDType>(a), nullptr).bytes();
+  return TileScratch<kQType>(tile_columns<kQType, kDType>(a), nullptr).bytes();
 }
 
 template <QType kQType>
@@ -383,9 +358,11 @@ std::int64_t amx_rows_unit_count(const MatmulArgs& a) {
 
 /// The scales of a unit, group by group.
 template <QType kQType>
-inline void read_unit_scales(const MatmulArgs& a, std::int64_t unit, TileScales* const (&out)[kFieldsOf<kQType>]) {
+__attribute__((flatten)) void read_unit_scales(const MatmulArgs& a, std::int64_t unit,
+                                               const TileScratch<kQType>& scratch) {
   const std::int64_t stripe = unit * kTileRows, stripes = tile_stripes<kQType>(a);
   for (int f = 0; f < kFieldsOf<kQType>; ++f) {
+    TileScales* out = scratch.scales_of(f);
     for_chunks(a.groups, [&](std::int64_t group, auto chunk) {
       __m512i scale[kTileRows] = {}, minus_offset[kTileRows] = {};
       for (std::int64_t c = 0; c < smaller(kTileRows, stripes - stripe); ++c) {
@@ -396,121 +373,117 @@ inline void read_unit_scales(const MatmulArgs& a, std::int64_t unit, TileScales*
       transpose_16x16(scale);
       transpose_16x16(minus_offset);
       for (int j = 0; j < chunk.count; ++j) {
-        store(out[f][group + j].scale, (FloatLanes)scale[j], kLanes);
-        store(out[f][group + j].minus_offset, (FloatLanes)minus_offset[j], kLanes);
+        store(out[group + j].scale, (FloatLanes)scale[j], kLanes);
+        store(out[group + j].minus_offset, (FloatLanes)minus_offset[j], kLanes);
       }
     });
   }
 }
 
-/// Codes that are multiplied at once: columns from k_begin on, a multiple of kChunkCodes, of the stripes of a unit.
-struct TilePiece {
-  std::int64_t unit;          ///< counted among those together
-  const std::uint8_t* codes;  ///< of the first stripe, at k_begin
-  std::int64_t stripes;       ///< up to 16
-  std::int64_t k_begin, k_end;
-  const std::uint8_t* next;  ///< the codes that are needed after these, at any address
+/// The codes of a unit, and those that are needed after them.
+struct UnitCodes {
+  const std::uint8_t* first;
+  std::int64_t stripes;  ///< up to 16
 };
 
-/// A chunk of all stripes, while later ones are fetched.
+/// A chunk of all stripes, while later ones are fetched. Instructions stay in this order, stripe by stripe: mixed by
+/// the compiler they take a fifth longer.
 template <QType kQType, bool kWhole>
-inline void decode_chunk(const MatmulArgs& a, const TilePiece& piece, std::int64_t offset, std::uint8_t* out) {
-  const std::uint8_t* codes = piece.codes + offset;
-  const std::int64_t left = piece.k_end - piece.k_begin - offset, ahead = kTileFetchAhead;
-  const auto fetched = left > ahead
-                           ? reinterpret_cast<std::uintptr_t>(codes + ahead)
-                           : reinterpret_cast<std::uintptr_t>(piece.next) + static_cast<std::uintptr_t>(ahead - left);
-  for (std::int64_t s = 0; s < piece.stripes; ++s) {
-    __builtin_prefetch(reinterpret_cast<const void*>(fetched + static_cast<std::uintptr_t>(s * a.K)), 0, 2);
-    decode_row<kQType>(kWhole ? _mm512_loadu_si512(codes + s * a.K) : load_bytes(codes + s * a.K, left),
-                       out + s * kTileRowBytes);
+inline void decode_chunk(const MatmulArgs& a, const UnitCodes& unit, std::int64_t k, std::uint8_t* out) {
+  const std::uint8_t* codes = unit.first + k;
+  const std::int64_t left = a.K - k, ahead = kTileFetchAhead;
+  // The next unit begins where the last stripe ends; what lies behind the weights is not fetched.
+  std::uintptr_t fetched = reinterpret_cast<std::uintptr_t>(codes) +
+                           static_cast<std::uintptr_t>(left > ahead ? ahead : (kTileRows - 1) * a.K + ahead);
+  const auto decode = [&](std::int64_t s) __attribute__((always_inline)) {
+    __builtin_prefetch(reinterpret_cast<const void*>(fetched), 0, 2);
+    decode_row<kQType>(kWhole ? _mm512_loadu_si512(codes) : load_bytes(codes, left), out + s * kTileRowBytes);
+    asm volatile("" ::: "memory");
+    codes += a.K;
+    fetched += static_cast<std::uintptr_t>(a.K);
+  };
+  if (kWhole && unit.stripes == kTileRows) {
+    QUANTO_UNROLL for (int s = 0; s < kTileRows; ++s) decode(s);
+  } else {
+    for (std::int64_t s = 0; s < unit.stripes; ++s) decode(s);
   }
 }
 
-/// Where a piece is in its groups: products of a group wait for their scales while the next one is multiplied.
+/// Where a block of columns is in its groups: products of a group wait for their scales while the next one is
+/// multiplied.
 template <QType kQType>
 struct GroupWalk {
-  const MatmulArgs& a;
+  static constexpr int kFields = kFieldsOf<kQType>;
   const TileColumns& columns;
   const TileScratch<kQType>& scratch;
-  std::int64_t unit, block, group, steps_left;
-
-  GroupWalk(const MatmulArgs& args, const TileColumns& prepared, const TileScratch<kQType>& memory,
-            const TilePiece& piece, std::int64_t b)
-      : a(args), columns(prepared), scratch(memory), unit(piece.unit), block(b), group(piece.k_begin / a.group_size) {
-    steps_left = ceil_div((group + 1) * a.group_size - piece.k_begin, kStepDepth);
-    first = group;
-  }
+  std::int64_t block, steps_each;
+  std::int64_t group = 0, steps_left = steps_each;
 
   /// After a step.
   void advance() {
     if (--steps_left > 0) return;
-    if (group > first) scale(group - 1);
-    FieldTiles<kFieldsOf<kQType>>::store(products_of(group), columns.row_bytes());
-    FieldTiles<kFieldsOf<kQType>>::clear();
+    if (group > 0) scale(group - 1);
+    FieldTiles<kFields>::store(scratch.products_of(group), columns.row_bytes());
+    FieldTiles<kFields>::clear();
     ++group;
-    steps_left = ceil_div(a.group_size, kStepDepth);
+    steps_left = steps_each;
   }
   /// After the last one.
-  void finish() {
-    if (group > first) scale(group - 1);
-  }
+  void finish() const { scale(group - 1); }
 
  private:
-  std::int64_t first;
-
-  float* products_of(std::int64_t g) const { return scratch.products + g % 2 * TileScratch<kQType>::kUnitFloats; }
   void scale(std::int64_t g) const {
     asm volatile("" ::: "memory");  // the intrinsics do not tell the compiler what tiles wrote
-    for (int f = 0; f < kFieldsOf<kQType>; ++f) {
-      add_scaled_columns(products_of(g) + f * kTileFloats, scratch.scales_of(unit, f)[g], columns.sums_at(block, g),
-                         columns.width, scratch.sums + scratch.sums_index(unit, block) + f * kTileFloats);
+    for (int f = 0; f < kFields; ++f) {
+      add_scaled_columns(scratch.products_of(g) + f * kTileFloats, scratch.scales_of(f)[g], columns.sums_at(block, g),
+                         columns.width, g == 0, scratch.sums_of(block) + f * kTileFloats);
     }
   }
 };
 
-/// One block of columns. Chunks are multiplied while the next one is decoded: tiles cannot be loaded before their
-/// stores are through.
+/// A unit with one block of columns. A chunk is multiplied after the next one is decoded: tiles cannot be loaded before
+/// their stores are through.
 template <QType kQType>
-inline void multiply_piece(const MatmulArgs& a, const TileColumns& columns, const TileScratch<kQType>& scratch,
-                           const TilePiece& piece, std::int64_t block) {
+inline void multiply_unit(const MatmulArgs& a, const TileColumns& columns, const TileScratch<kQType>& scratch,
+                          const UnitCodes& unit, std::int64_t block) {
   constexpr int kFields = kFieldsOf<kQType>;
   using Tiles = FieldTiles<kFields>;
-  const std::int64_t depth = piece.k_end - piece.k_begin;
-  const std::int64_t chunks = ceil_div(depth, kChunkCodes);
-  // Bytes of both halves of a chunk are in either step.
-  const std::int64_t steps = is_affine_qtype(kQType) ? ceil_div(depth, kStepDepth) : chunks * kChunkSteps;
-  const std::int64_t x_tile_bytes = kTileRows * columns.row_bytes();
-  const std::uint8_t* x = columns.tile_at(block, piece.k_begin / kStepDepth);
-  float* carried = scratch.carried + scratch.sums_index(piece.unit, block);
-  GroupWalk<kQType> groups(a, columns, scratch, piece, block);
-  Tiles::load(carried, columns.row_bytes());
+  const std::int64_t chunks = ceil_div(a.K, kChunkCodes);
+  // Of 8-bit codes both steps of a chunk have some of either half.
+  const std::uint8_t *x = columns.tile_at(block, 0), *end = columns.tile_at(block, ceil_div(a.K, kStepDepth));
+  GroupWalk<kQType> groups{columns, scratch, block, ceil_div(a.group_size, kStepDepth)};
+  Tiles::clear();
   for (std::int64_t c = 0; c <= chunks; ++c) {
-    if (c < depth / kChunkCodes) {
-      decode_chunk<kQType, true>(a, piece, c * kChunkCodes, scratch.chunk(c));
+    if (c < a.K / kChunkCodes) {
+      decode_chunk<kQType, true>(a, unit, c * kChunkCodes, scratch.chunk(c));
     } else if (c < chunks) {
-      decode_chunk<kQType, false>(a, piece, c * kChunkCodes, scratch.chunk(c));
+      decode_chunk<kQType, false>(a, unit, c * kChunkCodes, scratch.chunk(c));
     }
     asm volatile("" ::: "memory");  // the intrinsics do not tell the compiler what tiles read
-    for (std::int64_t s = 0; c > 0 && s < smaller(kChunkSteps, steps - (c - 1) * kChunkSteps); ++s, x += x_tile_bytes) {
+    for (int s = 0; c > 0 && s < kChunkSteps; ++s) {
+      if (is_affine_qtype(kQType) && x == end) break;
       multiply_step<kFields>(scratch.chunk(c - 1) + s * kFields * kTileBytes, x, columns.row_bytes());
+      x += kTileRows * columns.row_bytes();
       if constexpr (is_affine_qtype(kQType)) groups.advance();
     }
   }
-  if constexpr (is_affine_qtype(kQType)) groups.finish();
-  Tiles::store(carried, columns.row_bytes());
-  asm volatile("" ::: "memory");
+  if constexpr (is_affine_qtype(kQType)) {
+    groups.finish();
+  } else {
+    Tiles::store(scratch.sums_of(block), columns.row_bytes());
+    asm volatile("" ::: "memory");
+  }
 }
 
 /// The results of a unit: columns as vectors of its channels, field by field.
 template <QType kQType, DType kDType>
 inline void store_tile_unit(const MatmulArgs& a, const TileColumns& columns, const TileScratch<kQType>& scratch,
-                            std::int64_t index, std::int64_t unit, FloatLanes* of_column) {
+                            std::int64_t unit, FloatLanes* of_column) {
   const std::int64_t stripes = tile_stripes<kQType>(a), stripe = unit * kTileRows;
   const int count = static_cast<int>(smaller(kTileRows, stripes - stripe));
   for (int f = 0; f < kFieldsOf<kQType>; ++f) {
     for (std::int64_t block = 0; block < columns.blocks; ++block) {
-      const float* sums = scratch.results(index, block, f);
+      const float* sums = scratch.sums_of(block) + f * kTileFloats;
       __m512i rows[kTileRows];
       for (std::int64_t c = 0; c < kTileRows; ++c) {
         rows[c] = (__m512i)load<FloatLanes>(sums + c * columns.width, static_cast<int>(columns.width));
@@ -536,35 +509,6 @@ inline void store_tile_unit(const MatmulArgs& a, const TileColumns& columns, con
   }
 }
 
-/// `count` units from `first` on, segment by segment.
-template <QType kQType, DType kDType>
-inline void run_tile_units(const MatmulArgs& a, const TileColumns& columns, const TileScratch<kQType>& scratch,
-                           std::int64_t first, std::int64_t count, std::int64_t segment, FloatLanes* of_column) {
-  scratch.clear_sums(count);
-  if constexpr (is_affine_qtype(kQType)) {
-    for (std::int64_t u = 0; u < count; ++u) {
-      TileScales* scales[kFieldsOf<kQType>];
-      for (int f = 0; f < kFieldsOf<kQType>; ++f) scales[f] = scratch.scales_of(u, f);
-      read_unit_scales<kQType>(a, first + u, scales);
-    }
-  }
-  const auto codes_of = [&](std::int64_t u, std::int64_t k) { return a.w + (first + u) * kTileRows * a.K + k; };
-  for (std::int64_t k = 0; k < a.K; k += segment) {
-    const std::int64_t end = smaller(k + segment, a.K);
-    for (std::int64_t u = 0; u < count; ++u) {
-      const std::int64_t stripes = smaller(kTileRows, tile_stripes<kQType>(a) - (first + u) * kTileRows);
-      const bool last_unit = u + 1 == count, last = last_unit && end == a.K;
-      const std::uint8_t* next = codes_of(last || !last_unit ? u + 1 : 0, last ? 0 : last_unit ? end : k);
-      for (std::int64_t block = 0; block < columns.blocks; ++block) {
-        multiply_piece<kQType>(a, columns, scratch, {u, codes_of(u, k), stripes, k, end, next}, block);
-      }
-    }
-  }
-  for (std::int64_t u = 0; u < count; ++u) {
-    store_tile_unit<kQType, kDType>(a, columns, scratch, u, first + u, of_column);
-  }
-}
-
 /// Tiles as wide as blocks of columns; those of codes, 4 and 5, are whole.
 inline TilePalette palette_of(const TileColumns& columns) {
   TilePalette palette;
@@ -577,14 +521,17 @@ inline TilePalette palette_of(const TileColumns& columns) {
 template <QType kQType, DType kDType, std::int64_t kMostRows>
 void amx_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
   const TileColumns columns = tile_columns<kQType, kDType>(a);
-  const TileScratch<kQType> scratch(a, columns, memory);
+  const TileScratch<kQType> scratch(columns, memory);
   const TileScope tiles(palette_of(columns));
-  const bool in_l1 = columns.steps * kTileRows * columns.row_bytes() <= kColumnsInL1;
-  const std::int64_t together = in_l1 ? 1 : kUnitsTogether,
-                     segment = in_l1 ? round_up(a.K, kChunkCodes) : kSegmentColumns;
   FloatLanes of_column[round_up(kMostRows * kTerms<kDType>, kLanes)];
-  for (std::int64_t unit = begin; unit < end; unit += together) {
-    run_tile_units<kQType, kDType>(a, columns, scratch, unit, smaller(together, end - unit), segment, of_column);
+  for (std::int64_t unit = begin; unit < end; ++unit) {
+    const std::int64_t stripe = unit * kTileRows;
+    const UnitCodes codes{a.w + stripe * a.K, smaller(kTileRows, tile_stripes<kQType>(a) - stripe)};
+    if constexpr (is_affine_qtype(kQType)) read_unit_scales<kQType>(a, unit, scratch);
+    for (std::int64_t block = 0; block < columns.blocks; ++block) {
+      multiply_unit<kQType>(a, columns, scratch, codes, block);
+    }
+    store_tile_unit<kQType, kDType>(a, columns, scratch, unit, of_column);
   }
 }
 

@@ -21,9 +21,9 @@ constexpr std::int64_t fewest_panel_rows(QType qtype, DType dtype) {
 /// Between them tiles of a few rows, which read each weight once: from fewest_tile_rows() to most_tile_rows().
 constexpr std::int64_t fewest_tile_rows(QType qtype, DType dtype) {
   const bool packed = is_affine_qtype(qtype);
-  if (dtype == DType::bfloat16) return packed ? 2 : 5;
-  if (dtype == DType::float16) return packed ? 4 : 7;
-  return packed ? 5 : 9;
+  if (dtype == DType::bfloat16) return packed ? 1 : 4;
+  if (dtype == DType::float16) return packed ? 2 : 4;
+  return packed ? 3 : 5;
 }
 constexpr std::int64_t most_tile_rows(DType dtype) { return dtype == DType::bfloat16 ? 32 : 16; }
 
