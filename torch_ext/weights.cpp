@@ -33,7 +33,11 @@ WeightTensors qbits_weight(const char* op, const Tensor& data, const Tensor& sca
     fail(op, "group_size", std::to_string(group_size), "0 or a divisor of " + std::to_string(in_features));
   }
   const std::int64_t count = out_features * (cols == 0 ? 1 : in_features / cols);
-  check_count(op, "data", data, packed_rows(count, static_cast<int>(bits)) * cols);
+  if (const std::int64_t bytes = packed_rows(count, static_cast<int>(bits)) * cols; data.numel() != bytes) {
+    fail(op, "data", shape_text(data),
+         std::to_string(bytes) + " elements for " + std::to_string(out_features) + " rows of " +
+             std::to_string(in_features));
+  }
   check_count(op, "scale", scale, count);
   const ShiftTensor shifts = shift_tensor(op, shift, scale.scalar_type(), count);
   WeightTensors t{as_contiguous(data), as_contiguous(scale), shifts.tensor, {}};

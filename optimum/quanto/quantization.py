@@ -31,7 +31,8 @@ _LARGE_FLOAT_SHARE = 0.5
 def _pattern_list(patterns: Patterns, what: str) -> list[str] | None:
     if patterns is None:
         return None
-    found = [patterns] if isinstance(patterns, str) else list(patterns)
+    several = isinstance(patterns, Iterable) and not isinstance(patterns, str)
+    found: list[Any] = list(patterns) if several else [patterns]
     if not all(isinstance(pattern, str) for pattern in found):
         raise TypeError(f"[quantize] {what}: got {patterns!r}, expected a pattern or a list of patterns")
     return found
@@ -86,7 +87,7 @@ def quantize(
 
     Raises:
         ValueError: an unknown qtype, or a `model` that is itself a layer to quantize.
-        TypeError: an argument of the wrong kind.
+        TypeError: an argument of the wrong kind; an optimizer that does not search scales.
     """
     weights, activations = as_qtype(weights, "weights"), as_qtype(activations, "activations")
     if dynamic and activations is None:

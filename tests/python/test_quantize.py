@@ -95,6 +95,8 @@ def test_include_and_exclude():
         ({"weights": torch.int8}, TypeError, "weights: got dtype"),
         ({"weights": qint8, "activations": "int4"}, ValueError, "activations: got qint4, expected an 8-bit qtype"),
         ({"weights": qint8, "include": [3]}, TypeError, "include"),
+        ({"weights": qint8, "exclude": 3}, TypeError, "exclude: got 3, expected a pattern"),
+        ({"weights": "qint4", "optimizer": "hqq"}, TypeError, "optimizer: got 'hqq', expected an Optimizer or None"),
     ],
 )
 def test_an_error_leaves_the_model_as_it_was(arguments, kind, message):

@@ -242,6 +242,8 @@ class QModuleMixin(ABC):
         self.weight_group_size = (
             None if self.weight_qtype is None else default_group_size(self.weight_qtype, self.quantized_size)
         )
+        if not isinstance(optimizer, Optimizer | None):
+            raise TypeError(f"[quanto] optimizer: got {optimizer!r}, expected an Optimizer or None")
         self.optimizer = optimizer
         if optimizer is None and self.weight_qtype is not None:
             self.optimizer = AbsmaxOptimizer() if self.weight_qtype.bits == 8 else MaxOptimizer()

@@ -512,7 +512,7 @@ ERRORS = {
     "[embedding_qbytes] indices: got float32, expected int32 or int64": lambda: QUANTO.embedding_qbytes(
         torch.ones(2), torch.ones(5, 4, dtype=torch.int8), torch.ones(1)
     ),
-    "[linear_qbits] data: got shape (1, 64), expected 128 elements": lambda: QUANTO.linear_qbits(
+    "[linear_qbits] data: got shape (1, 64), expected 128 elements for 4 rows of 64": lambda: QUANTO.linear_qbits(
         torch.ones(2, 64), torch.ones(1, 64, dtype=torch.uint8), torch.ones(4, 1), torch.ones(4, 1), 4, 0, 4, None
     ),
 }
