@@ -21,6 +21,7 @@
 #include "kernels/kernel_table.h"
 #include "kernels/panel_units-inl.h"
 #include "kernels/rows-inl.h"
+#include "kernels/transpose-inl.h"
 
 namespace quanto::kernels {
 namespace {
@@ -40,19 +41,29 @@ std::size_t panel_workspace_bytes(const MatmulArgs& a) {
   return static_cast<std::size_t>(ceil_div(a.M, kBlockRows) * kBlockRows * a.K) * sizeof(float);
 }
 
+/// kLanes rows from m on, as many columns from k on.
+template <DType kDType>
+inline void prepare_square(const MatmulArgs& a, std::int64_t m, std::int64_t k) {
+  const auto count = static_cast<int>(smaller(kLanes, a.K - k));
+  BitLanes square[kLanes];
+  for (std::int64_t r = 0; r < kLanes; ++r) {
+    const std::int64_t from = (m + r) * a.x_stride + k;
+    square[r] = m + r >= a.M      ? BitLanes{}
+                : count == kLanes ? bits_from_float(load_floats(a.x, kDType, from, kLanes))
+                                  : bits_from_float(load_floats(a.x, kDType, from, count));
+  }
+  transpose(square);
+  float* out = block_at(a, m / kBlockRows, k) + m % kBlockRows;
+  for (int column = 0; column < count; ++column) store(out + column * kBlockRows, square[column], kLanes);
+}
+
+/// Squares of kLanes rows, each by whoever has its first one; the last rows of a block may not exist.
 template <DType kDType>
 void panel_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
-  constexpr std::int64_t kStep = 16;  // columns whose cache lines stay in L1 while the rows go by
-  // Whoever has the last row also clears the rows that fill its block.
-  const std::int64_t filled = end == a.M ? ceil_div(a.M, kBlockRows) * kBlockRows : end;
-  for (std::int64_t k0 = 0; k0 < a.K; k0 += kStep) {
-    const std::int64_t k1 = smaller(k0 + kStep, a.K);
-    for (std::int64_t m = begin; m < filled; ++m) {
-      float* column = block_at(a, m / kBlockRows, 0) + m % kBlockRows;
-      for (std::int64_t k = k0; k < k1; ++k) {
-        column[k * kBlockRows] = m < a.M ? load_float(a.x, kDType, m * a.x_stride + k) : 0.0f;
-      }
-    }
+  static_assert(kBlockRows % kLanes == 0);
+  const std::int64_t filled = end == a.M ? round_up(a.M, kBlockRows) : end;
+  for (std::int64_t m = round_up(begin, kLanes); m < filled; m += kLanes) {
+    for (std::int64_t k = 0; k < a.K; k += kLanes) prepare_square<kDType>(a, m, k);
   }
 }
 
