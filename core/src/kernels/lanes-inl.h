@@ -175,6 +175,23 @@ inline WordLanes narrow_to_words(BitLanes v) { return __builtin_convertvector(v,
 
 #endif
 
+/// Four vectors of lanes below 2^8 as bytes.
+inline void store_bytes(std::uint8_t* to, BitLanes a, BitLanes b, BitLanes c, BitLanes d) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_packus_epi32((__m512i)a, (__m512i)b), high = _mm512_packus_epi32((__m512i)c, (__m512i)d);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(to, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_packus_epi32((__m256i)a, (__m256i)b), high = _mm256_packus_epi32((__m256i)c, (__m256i)d);
+  const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+  const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), order);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
+#else
+  const BitLanes lanes[] = {a, b, c, d};
+  for (int v = 0; v < 4; ++v) store(to + v * kLanes, narrow_to_bytes(lanes[v]), kLanes);
+#endif
+}
+
 // The widenings that are single instructions on their own, and what a set of 16-bit lanes is for: float16.
 #if defined(__AVX512F__)
 constexpr bool kHasFloat16 = true;

@@ -124,11 +124,20 @@ void quantize_symmetric_rows(const QuantizeArgs& args, std::int64_t begin, std::
     std::uint8_t* codes = a.codes_out + r * a.cols;
     const char* scales = scales_of_row<F>(a, r);
     const FloatLanes row_scale = broadcast_first<F>(scales);
-    for_chunks(a.cols, [=](std::int64_t i, auto chunk) {
-      const FloatLanes scale = kPerColumn ? F::load(scales + i * F::kBytes, chunk.count) : row_scale;
-      const FloatLanes ratio = F::round(F::load(values + i * F::kBytes, chunk.count) / scale);
-      const BitLanes code = symmetric_codes<kQType>(scale == 0.0f ? FloatLanes{} : ratio);
-      store(codes + i, narrow_to_bytes(code), chunk.count);
+    const auto codes_of = [=](std::int64_t i, int count) {
+      const FloatLanes scale = kPerColumn ? F::load(scales + i * F::kBytes, count) : row_scale;
+      const FloatLanes ratio = F::round(F::load(values + i * F::kBytes, count) / scale);
+      return symmetric_codes<kQType>(scale == 0.0f ? FloatLanes{} : ratio);
+    };
+    std::int64_t whole = 0;
+    for (; whole + 4 * kLanes <= a.cols; whole += 4 * kLanes) {
+      for (int v = 0; v < 4 * kLanes * F::kBytes; v += 64)
+        __builtin_prefetch(values + whole * F::kBytes + kFetchAhead + v);
+      store_bytes(codes + whole, codes_of(whole, kLanes), codes_of(whole + kLanes, kLanes),
+                  codes_of(whole + 2 * kLanes, kLanes), codes_of(whole + 3 * kLanes, kLanes));
+    }
+    for_chunks(a.cols - whole, [=](std::int64_t i, auto chunk) {
+      store(codes + whole + i, narrow_to_bytes(codes_of(whole + i, chunk.count)), chunk.count);
     });
   }
 }
@@ -252,6 +261,7 @@ void quantize_affine_rows(const QuantizeArgs& args, std::int64_t begin, std::int
       const char* values = static_cast<const char*>(a.values) + row.offset;
       const int position = f * (8 / kFields);
       for_chunks(a.cols, [=](std::int64_t i, auto chunk) {
+        __builtin_prefetch(values + i * F::kBytes + kFetchAhead);
         const FloatLanes base = F::load(values + i * F::kBytes, chunk.count);
         const BitLanes code = affine_codes<F, kShift>(base, row.template scale_at<kPerColumn>(i, chunk.count),
                                                       row.template shift_at<kPerColumn>(i, chunk.count), high);

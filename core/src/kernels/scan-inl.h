@@ -70,6 +70,9 @@ typename P::Int absmax_of_row(const char* row, std::int64_t cols) {
   return largest;
 }
 
+/// How far ahead of their use values are fetched, in bytes.
+constexpr std::int64_t kFetchAhead = 2048;
+
 template <class P>
 void minmax_of_row(const char* row, std::int64_t cols, std::int32_t& lowest, std::int32_t& highest) {
   using Int = typename P::Int;
@@ -78,6 +81,7 @@ void minmax_of_row(const char* row, std::int64_t cols, std::int32_t& lowest, std
   if (cols >= P::kCount) {
     typename P::Vector lows = ordered<P>(P::load(row)), highs = lows;
     for (i = P::kCount; i + P::kCount <= cols; i += P::kCount) {
+      __builtin_prefetch(row + i * sizeof(Int) + kFetchAhead);
       const auto values = ordered<P>(P::load(row + i * sizeof(Int)));
       lows = smaller_of(lows, values);
       highs = larger(highs, values);
