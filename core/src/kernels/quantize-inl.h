@@ -154,6 +154,7 @@ void dequantize_symmetric_rows(const QuantizeArgs& args, std::int64_t begin, std
     const bool safe = !kPerColumn && is_finite(F::round(row_scale * largest_code<kQType>()));
     for_chunks(a.cols, [=](std::int64_t i, auto chunk) {
       const FloatLanes scale = kPerColumn ? F::load(scales + i * F::kBytes, chunk.count) : row_scale;
+      __builtin_prefetch(out + i * F::kBytes + kFetchAhead, 1);
       const FloatLanes value = symmetric_values<kQType>(load<ByteLanes>(codes + i, chunk.count));
       FloatLanes product = F::round(scale * value);
       if (!safe) product = saturate<F>(product, ~(is_inf(scale) | is_inf(value)));
@@ -288,6 +289,7 @@ void dequantize_affine_rows(const QuantizeArgs& args, std::int64_t begin, std::i
       for_chunks(a.cols, [=](std::int64_t i, auto chunk) {
         const FloatLanes scale = row.template scale_at<kPerColumn>(i, chunk.count);
         const FloatLanes shift = row.template shift_at<kPerColumn>(i, chunk.count);
+        __builtin_prefetch(out + i * F::kBytes + kFetchAhead, 1);
         const BitLanes code = widen(load<ByteLanes>(codes + i, chunk.count)) >> position & mask;
         const FloatLanes number = to_float((IntLanes)code);
         const FloatLanes value = safe ? affine_values<F, kShift>(number, scale, shift)
