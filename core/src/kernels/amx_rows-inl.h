@@ -356,27 +356,60 @@ std::int64_t amx_rows_unit_count(const MatmulArgs& a) {
   return ceil_div(tile_stripes<kQType>(a), kTileRows);
 }
 
-/// The scales of a unit, group by group.
-template <QType kQType>
-__attribute__((flatten)) void read_unit_scales(const MatmulArgs& a, std::int64_t unit,
-                                               const TileScratch<kQType>& scratch) {
+/// Vectors of groups, one for each of `channels` channels, to vectors of channels, one for each group.
+template <class Load>
+QUANTO_INLINE void store_by_group(std::int64_t channels, int groups, Load load_groups, float* out) {
+  __m512i rows[kTileRows];
+  if (channels == kTileRows) {
+    QUANTO_UNROLL for (int c = 0; c < kTileRows; ++c) rows[c] = (__m512i)load_groups(c);
+  } else {
+    for (int c = 0; c < kTileRows; ++c) rows[c] = (__m512i)(c < channels ? load_groups(c) : FloatLanes{});
+  }
+  transpose_16x16(rows);
+  for (int j = 0; j < groups; ++j) {
+    store(out + j * static_cast<std::int64_t>(sizeof(TileScales) / sizeof(float)), (FloatLanes)rows[j], kLanes);
+  }
+}
+
+/// The scales of a unit, group by group; with floating shifts, if so, and scales of a type that is known.
+template <QType kQType, bool kFloating, DType kScaleDType>
+__attribute__((flatten)) void read_scales_of(const MatmulArgs& a, std::int64_t unit,
+                                             const TileScratch<kQType>& scratch) {
   const std::int64_t stripe = unit * kTileRows, stripes = tile_stripes<kQType>(a);
+  const std::int64_t channels = smaller(kTileRows, stripes - stripe);
   for (int f = 0; f < kFieldsOf<kQType>; ++f) {
     TileScales* out = scratch.scales_of(f);
     for_chunks(a.groups, [&](std::int64_t group, auto chunk) {
-      __m512i scale[kTileRows] = {}, minus_offset[kTileRows] = {};
-      for (std::int64_t c = 0; c < smaller(kTileRows, stripes - stripe); ++c) {
-        const ScaleOffsets so = scale_offsets(a, (f * stripes + stripe + c) * a.groups + group, chunk.count);
-        scale[c] = (__m512i)so.scale;
-        minus_offset[c] = (__m512i)-so.offset;
-      }
-      transpose_16x16(scale);
-      transpose_16x16(minus_offset);
-      for (int j = 0; j < chunk.count; ++j) {
-        store(out[group + j].scale, (FloatLanes)scale[j], kLanes);
-        store(out[group + j].minus_offset, (FloatLanes)minus_offset[j], kLanes);
-      }
+      const auto row = [&](std::int64_t c) { return (f * stripes + stripe + c) * a.groups + group; };
+      store_by_group(
+          channels, chunk.count, [&](std::int64_t c) { return load_floats(a.scale, kScaleDType, row(c), chunk.count); },
+          out[group].scale);
+      store_by_group(
+          channels, chunk.count,
+          [&](std::int64_t c) {
+            return kFloating ? -load_floats(a.shift, kScaleDType, row(c), chunk.count)
+                             : -scale_offsets(a, row(c), chunk.count).offset;
+          },
+          out[group].minus_offset);
     });
+  }
+}
+
+template <QType kQType, DType kScaleDType>
+inline void read_scales_of(const MatmulArgs& a, std::int64_t unit, const TileScratch<kQType>& scratch) {
+  a.shift_kind == ShiftKind::floating ? read_scales_of<kQType, true, kScaleDType>(a, unit, scratch)
+                                      : read_scales_of<kQType, false, kScaleDType>(a, unit, scratch);
+}
+
+template <QType kQType>
+inline void read_unit_scales(const MatmulArgs& a, std::int64_t unit, const TileScratch<kQType>& scratch) {
+  switch (a.scale_dtype) {
+    case DType::float32:
+      return read_scales_of<kQType, DType::float32>(a, unit, scratch);
+    case DType::bfloat16:
+      return read_scales_of<kQType, DType::bfloat16>(a, unit, scratch);
+    case DType::float16:
+      return read_scales_of<kQType, DType::float16>(a, unit, scratch);
   }
 }
 
@@ -385,6 +418,16 @@ struct UnitCodes {
   const std::uint8_t* first;
   std::int64_t stripes;  ///< up to 16
 };
+
+/// The first codes of a unit that no unit before it has asked for. Units come a few at a time, so this takes a tenth
+/// off.
+template <QType kQType>
+inline void fetch_first_codes(const MatmulArgs& a, std::int64_t unit) {
+  const std::int64_t first = unit * kTileRows, last = smaller(first + kTileRows, tile_stripes<kQType>(a));
+  for (std::int64_t k = 0; k < smaller(kTileFetchAhead, a.K); k += kChunkCodes) {
+    for (std::int64_t s = first; s < last; ++s) __builtin_prefetch(a.w + s * a.K + k, 0, 2);
+  }
+}
 
 /// A chunk of all stripes, while later ones are fetched. Instructions stay in this order, stripe by stripe: mixed by
 /// the compiler they take a fifth longer.
@@ -524,6 +567,7 @@ void amx_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
   const TileScratch<kQType> scratch(columns, memory);
   const TileScope tiles(palette_of(columns));
   FloatLanes of_column[round_up(kMostRows * kTerms<kDType>, kLanes)];
+  fetch_first_codes<kQType>(a, begin);
   for (std::int64_t unit = begin; unit < end; ++unit) {
     const std::int64_t stripe = unit * kTileRows;
     const UnitCodes codes{a.w + stripe * a.K, smaller(kTileRows, tile_stripes<kQType>(a) - stripe)};
