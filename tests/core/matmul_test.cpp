@@ -64,6 +64,8 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
   add(34, 1100, 64, 0);  // more channels than share one reading of the activations
   for (const std::int64_t M : {1, 2, 7, 12, 20}) add(M, 44, 2115, 0);  // deeper than one block of k
   add(14, 340, 1100, 0);                                               // and more channels than are multiplied together
+  add(37, 340, 1100, 0);                                               // the same with more than a few rows
+  add(514, 34, 1200, 0);
   if (!is_affine(qtype)) return shapes;
   for (const std::int64_t group_size : {1, 7, 32, 64, 96, 128, 160}) {
     for (const std::int64_t N : {1, 3, 6, 8, 65, 68, 72}) {
@@ -72,7 +74,7 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
       add(19, N, 4 * group_size, group_size);
     }
     for (const std::int64_t M : {1, 4, 14}) add(M, 12, 1056 / group_size * group_size * 2, group_size);
-    add(14, 340, 1056 / group_size * group_size, group_size);
+    for (const std::int64_t M : {14, 37}) add(M, 340, 1056 / group_size * group_size, group_size);
   }
   return shapes;
 }
