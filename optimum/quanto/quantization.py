@@ -14,7 +14,7 @@ from .nn.qmodule import qmodule_of, reason_left_float
 from .ops.library import release_freed_memory
 from .tensor import Optimizer, QTensor, qtype
 from .tensor.qtype import as_qtype
-from .tensor.wrapper import same_values
+from .tensor.wrapper import FLOAT_DTYPES, same_values
 from .ties import save_ties_once
 
 
@@ -89,6 +89,7 @@ def quantize(
         ValueError: an unknown qtype, or a `model` that is itself a layer to quantize.
         TypeError: an argument of the wrong kind; an optimizer that does not search scales.
     """
+    require_module(model, "quantize")
     weights, activations = as_qtype(weights, "weights"), as_qtype(activations, "activations")
     if dynamic and activations is None:
         raise ValueError("[quantize] activations: got None, expected an 8-bit qtype for dynamic=True")
@@ -116,6 +117,12 @@ def quantize(
 
     _replace_each(model, quantized, unfused_experts(model, is_wanted) if weights is not None else {})
     save_ties_once(model)
+
+
+def require_module(model: Any, function: str) -> None:
+    """Raise a TypeError that names the function unless `model` is a module."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"[{function}] model: got a {type(model).__name__}, expected a torch.nn.Module")
 
 
 def _replace_each(
@@ -171,10 +178,18 @@ def freeze(model: torch.nn.Module, allow_non_finite: bool = False) -> None:
         allow_non_finite: quantize weights with NaN or infinite elements too.
 
     Raises:
-        ValueError: a weight has NaN or infinite elements, or cannot be quantized; the message names its module and
-            no module was frozen.
+        ValueError: a weight has NaN or infinite elements, is not of a dtype that can be quantized (float32, bfloat16,
+            float16), or cannot be quantized otherwise; the message names its module and no module was frozen.
+        TypeError: `model` is not a module.
     """
+    require_module(model, "freeze")
     modules = _unfrozen(model)
+    wrong = [f"{name} ({m.weight.dtype})" for name, m in modules if m.weight.dtype not in FLOAT_DTYPES]
+    if wrong:
+        raise ValueError(
+            f"[freeze] weight of {', '.join(wrong)}: expected {', '.join(map(str, FLOAT_DTYPES))}; "
+            "convert the model first, for example by model.float()"
+        )
     if not allow_non_finite:
         bad = [name for name, m in modules if not m.has_finite_weight]
         if bad:
@@ -231,6 +246,7 @@ def quantization_map(model: torch.nn.Module) -> dict[str, dict[str, str]]:
     A module with activations whose outputs stay float, as calibration may decide, has `"outputs": "none"` too. One
     that quantizes its inputs dynamically has their qtype under "dynamic", and no "activations".
     """
+    require_module(model, "quantization_map")
     return {name: _map_entry(m) for name, m in model.named_modules() if isinstance(m, QModuleMixin)}
 
 
@@ -317,6 +333,7 @@ def requantize(
         RuntimeError: tensors are missing, unexpected or of the wrong shape; the message names them. On an error the
             model is unchanged.
     """
+    require_module(model, "requantize")
     if device is None:
         first = next(model.parameters(), None)
         device = torch.device("cpu") if first is None or first.device.type == "meta" else first.device

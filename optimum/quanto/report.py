@@ -7,7 +7,7 @@ import torch
 
 from .nn import QModuleMixin
 from .nn.qmodule import reason_left_float
-from .quantization import reason_not_asked_for
+from .quantization import reason_not_asked_for, require_module
 from .tensor import PackedTensor, QTensor
 
 
@@ -173,6 +173,7 @@ def coverage(model: torch.nn.Module) -> Coverage:
         >>> print(coverage(model))
         >>> json.dumps(coverage(model).to_dict())
     """
+    require_module(model, "coverage")
     report = Coverage()
     owners: dict[Any, str] = {}
     for name, module in model.named_modules():

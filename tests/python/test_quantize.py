@@ -427,3 +427,17 @@ def test_a_frozen_model_holds_its_bytes_and_nothing_else():
     grown, held = map(int, found.stdout.split())
     assert held < 25e6
     assert grown < held + 8e6
+
+
+@pytest.mark.parametrize("function", [quantize, freeze, coverage, quantization_map, lambda m: requantize(m, {}, {})])
+def test_what_is_no_module_is_refused(function):
+    with pytest.raises(TypeError, match=r"model: got a NoneType, expected a torch\.nn\.Module"):
+        function(None)
+
+
+def test_weights_of_float64_are_refused_by_name():
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8).double())
+    quantize(model, weights=qint8)
+    with pytest.raises(ValueError, match=r"weight of 1 \(torch\.float64\): expected torch\.float32"):
+        freeze(model)
+    assert not model[0].frozen
