@@ -183,6 +183,7 @@ class Race:
         roofs: list[dict[str, Any]] = []
         start = time.perf_counter()
         while len(roofs) < 3 or (time.perf_counter() - start < self.options.seconds and len(roofs) < 50):
+            time.sleep(_SPINNING)
             roofs.append(self.roof.ask())
             for racer in rows:
                 answer = self._ask(racer, "run", M=M, calls=calls[racer])
