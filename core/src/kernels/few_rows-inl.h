@@ -525,10 +525,13 @@ inline void start_channel(const MatmulArgs& a, std::int64_t n, std::int64_t stri
   }
 }
 
+/// `maybe_nan` is set only where NaN codes have to be looked for.
 template <class Dots>
-inline float scale_of_sums(const MatmulArgs& a, std::int64_t n, bool maybe_nan) {
+inline float scale_of_sums(const MatmulArgs& a, std::int64_t n, const bool* maybe_nan) {
   if constexpr (is_affine_qtype(Dots::kQType)) return 1.0f;
-  if (!Dots::kDecodesNan && maybe_nan && has_nan_code<Dots::kQType>(a.w + n * a.K, a.K)) return __builtin_nanf("");
+  if constexpr (!Dots::kDecodesNan) {
+    if (*maybe_nan && has_nan_code<Dots::kQType>(a.w + n * a.K, a.K)) return __builtin_nanf("");
+  }
   return channel_scale(a, n);
 }
 
@@ -537,7 +540,7 @@ template <class Dots>
 inline void store_channels(const MatmulArgs& a, std::int64_t n, std::int64_t count, int field,
                            const UnitScratch<Dots>& scratch) {
   float scales[kStripesPerUnit], sums[kStripesPerUnit];
-  for (std::int64_t i = 0; i < count; ++i) scales[i] = scale_of_sums<Dots>(a, n + i, scratch.maybe_nan[i]);
+  for (std::int64_t i = 0; i < count; ++i) scales[i] = scale_of_sums<Dots>(a, n + i, scratch.maybe_nan + i);
   for (std::int64_t m = 0; m < a.M; ++m) {
     for (std::int64_t i = 0; i < count; ++i) {
       sums[i] = total_of<Dots>(scratch.totals_of(i, field)[m]);
