@@ -8,6 +8,7 @@ take turns. A line shows the layer, its output positions, the float layer's medi
 """
 
 import argparse
+import copy
 import statistics
 import time
 from typing import NamedTuple
@@ -60,9 +61,7 @@ def _measure(layer: Layer, weights: str, dtype: torch.dtype, budget: float) -> s
     model = torch.nn.Sequential(
         torch.nn.Conv2d(layer.inputs, layer.outputs, kernel, stride=stride, padding=padding, dtype=dtype)
     )
-    quantized = torch.nn.Sequential(
-        torch.nn.Conv2d(layer.inputs, layer.outputs, kernel, stride=stride, padding=padding, dtype=dtype)
-    )
+    quantized = copy.deepcopy(model)
     quantize(quantized, weights=weights)
     freeze(quantized)
     x = torch.randn(1, layer.inputs, layer.height, layer.width, dtype=dtype)

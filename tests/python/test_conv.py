@@ -69,6 +69,14 @@ def test_few_positions_run_the_kernels(qtype_name, dtype, kind):
     assert torch.equal(other(x), model(x))
 
 
+def test_the_kernels_run_for_as_many_positions_as_there_are_filters():
+    few = frozen(torch.nn.Conv2d(8, 16, 3), "qint8")[0]
+    many = frozen(torch.nn.Conv2d(8, 100, 3), "qint8")[0]
+    decodes = "decodes the weight for torch's convolution"
+    assert [few.kernel(positions) == decodes for positions in (64, 65)] == [False, True]
+    assert [many.kernel(positions) == decodes for positions in (100, 101)] == [False, True]
+
+
 @pytest.mark.parametrize("groups", [1, 4, 8])
 def test_many_positions_and_groups_run_torchs_convolution(qtype_name, dtype, groups):
     model = frozen(torch.nn.Conv2d(8, 16, 3, padding=1, groups=groups).to(dtype), qtype_name)

@@ -84,12 +84,6 @@ struct ColumnOrder {
 };
 constexpr ColumnOrder kColumnOrder{};
 
-/// All lanes zero or of a magnitude in [kSmallestPlain, kLargestPlain).
-inline BitLanes not_plain(FloatLanes x) {
-  const BitLanes magnitude = bits_from_float(x) & kMagnitudeMask;
-  return (BitLanes)(magnitude != 0) & (BitLanes)(magnitude - kSmallestPlain >= kLargestPlain - kSmallestPlain);
-}
-
 /// Stores the terms of the 32 columns of a step and adds the columns up. False if they are not plain.
 template <DType kDType>
 inline bool prepare_step(const void* x, std::int64_t index, std::int64_t count, std::uint8_t* out, FloatLanes& sum) {
@@ -99,13 +93,8 @@ inline bool prepare_step(const void* x, std::int64_t index, std::int64_t count, 
     sum += (FloatLanes)pair_sums(columns);
     return all_plain(columns);
   } else {
-    const auto load = [&](std::int64_t first) {
-      const std::int64_t left = count - first;
-      return left >= kLanes ? load_floats(x, kDType, index + first, kLanes)
-             : left > 0     ? load_floats(x, kDType, index + first, static_cast<int>(left))
-                            : FloatLanes{};
-    };
-    FloatLanes low = load(0), high = load(kLanes);
+    FloatLanes low = load_remaining<kDType>(x, index, count);
+    FloatLanes high = load_remaining<kDType>(x, index + kLanes, count - kLanes);
     sum += low + high;
     const bool plain = all_plain(low) && all_plain(high);
     for (int t = 0; t < kTerms<kDType>; ++t) {

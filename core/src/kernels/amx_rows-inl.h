@@ -36,9 +36,6 @@ constexpr std::int64_t kChunkSteps = kChunkCodes / kStepDepth;
 constexpr std::int64_t kTileFetchAhead = 1024;
 constexpr std::int64_t kTileFloats = kTileRows * kLanes;
 
-template <QType kQType>
-constexpr int kFieldsOf = 8 / bits_of(kQType);
-
 // Activations.
 
 /// What prepare() leaves for run(): the terms of the activations as columns of tiles, a row's terms beside each other;
@@ -93,9 +90,7 @@ inline __m512i load_term(const MatmulArgs& a, std::int64_t index, std::int64_t c
   }
   FloatLanes x[2];
   for (int i = 0; i < 2; ++i) {
-    const std::int64_t left = count - i * kLanes;
-    x[i] = left <= 0 ? FloatLanes{}
-                     : load_floats(a.x, kDType, index + i * kLanes, static_cast<int>(smaller(left, kLanes)));
+    x[i] = load_remaining<kDType>(a.x, index + i * kLanes, count - i * kLanes);
     odd |= not_plain(x[i]);
   }
   const Parted pairs = part(x[0], x[1]);
@@ -215,7 +210,7 @@ QUANTO_INLINE void store_looked_up(__m512i index, std::uint8_t* out) {
 /// the second.
 template <QType kQType>
 QUANTO_INLINE void decode_row(__m512i codes, std::uint8_t* out) {
-  constexpr int kFields = kFieldsOf<kQType>;
+  constexpr int kFields = Channels<kQType>::kFields;
   if constexpr (!is_affine_qtype(kQType)) {
     const Bf16Halves halves = decode_to_bf16<kQType>(codes);
     _mm512_store_si512(out, halves.of[0]);
@@ -315,7 +310,7 @@ inline void add_scaled_columns(const float* products, const TileScales& scales, 
 /// unit.
 template <QType kQType>
 struct TileScratch {
-  static constexpr int kFields = kFieldsOf<kQType>;
+  static constexpr int kFields = Channels<kQType>::kFields;
   static constexpr std::int64_t kChunkBytes = kChunkSteps * kFields * kTileBytes;
   static constexpr std::int64_t kUnitFloats = kFields * kTileFloats;
   std::uint8_t* codes;
@@ -347,13 +342,8 @@ std::size_t amx_rows_scratch_bytes(const MatmulArgs& a) {
 }
 
 template <QType kQType>
-std::int64_t tile_stripes(const MatmulArgs& a) {
-  return a.N / kFieldsOf<kQType>;
-}
-
-template <QType kQType>
 std::int64_t amx_rows_unit_count(const MatmulArgs& a) {
-  return ceil_div(tile_stripes<kQType>(a), kTileRows);
+  return ceil_div(Channels<kQType>::stripes(a), kTileRows);
 }
 
 /// Vectors of groups, one for each of `channels` channels, to vectors of channels, one for each group.
@@ -375,9 +365,9 @@ QUANTO_INLINE void store_by_group(std::int64_t channels, int groups, Load load_g
 template <QType kQType, bool kFloating, DType kScaleDType>
 __attribute__((flatten)) void read_scales_of(const MatmulArgs& a, std::int64_t unit,
                                              const TileScratch<kQType>& scratch) {
-  const std::int64_t stripe = unit * kTileRows, stripes = tile_stripes<kQType>(a);
+  const std::int64_t stripe = unit * kTileRows, stripes = Channels<kQType>::stripes(a);
   const std::int64_t channels = smaller(kTileRows, stripes - stripe);
-  for (int f = 0; f < kFieldsOf<kQType>; ++f) {
+  for (int f = 0; f < Channels<kQType>::kFields; ++f) {
     TileScales* out = scratch.scales_of(f);
     for_chunks(a.groups, [&](std::int64_t group, auto chunk) {
       const auto row = [&](std::int64_t c) { return (f * stripes + stripe + c) * a.groups + group; };
@@ -413,7 +403,7 @@ inline void read_unit_scales(const MatmulArgs& a, std::int64_t unit, const TileS
   }
 }
 
-/// The codes of a unit, and those that are needed after them.
+/// The codes of a unit.
 struct UnitCodes {
   const std::uint8_t* first;
   std::int64_t stripes;  ///< up to 16
@@ -423,7 +413,7 @@ struct UnitCodes {
 /// off.
 template <QType kQType>
 inline void fetch_first_codes(const MatmulArgs& a, std::int64_t unit) {
-  const std::int64_t first = unit * kTileRows, last = smaller(first + kTileRows, tile_stripes<kQType>(a));
+  const std::int64_t first = unit * kTileRows, last = smaller(first + kTileRows, Channels<kQType>::stripes(a));
   for (std::int64_t k = 0; k < smaller(kTileFetchAhead, a.K); k += kChunkCodes) {
     for (std::int64_t s = first; s < last; ++s) __builtin_prefetch(a.w + s * a.K + k, 0, 2);
   }
@@ -456,7 +446,7 @@ inline void decode_chunk(const MatmulArgs& a, const UnitCodes& unit, std::int64_
 /// multiplied.
 template <QType kQType>
 struct GroupWalk {
-  static constexpr int kFields = kFieldsOf<kQType>;
+  static constexpr int kFields = Channels<kQType>::kFields;
   const TileColumns& columns;
   const TileScratch<kQType>& scratch;
   std::int64_t block, steps_each;
@@ -489,7 +479,7 @@ struct GroupWalk {
 template <QType kQType>
 inline void multiply_unit(const MatmulArgs& a, const TileColumns& columns, const TileScratch<kQType>& scratch,
                           const UnitCodes& unit, std::int64_t block) {
-  constexpr int kFields = kFieldsOf<kQType>;
+  constexpr int kFields = Channels<kQType>::kFields;
   using Tiles = FieldTiles<kFields>;
   const std::int64_t chunks = ceil_div(a.K, kChunkCodes);
   // Of 8-bit codes both steps of a chunk have some of either half.
@@ -522,9 +512,9 @@ inline void multiply_unit(const MatmulArgs& a, const TileColumns& columns, const
 template <QType kQType, DType kDType>
 inline void store_tile_unit(const MatmulArgs& a, const TileColumns& columns, const TileScratch<kQType>& scratch,
                             std::int64_t unit, FloatLanes* of_column) {
-  const std::int64_t stripes = tile_stripes<kQType>(a), stripe = unit * kTileRows;
+  const std::int64_t stripes = Channels<kQType>::stripes(a), stripe = unit * kTileRows;
   const int count = static_cast<int>(smaller(kTileRows, stripes - stripe));
-  for (int f = 0; f < kFieldsOf<kQType>; ++f) {
+  for (int f = 0; f < Channels<kQType>::kFields; ++f) {
     for (std::int64_t block = 0; block < columns.blocks; ++block) {
       const float* sums = scratch.sums_of(block) + f * kTileFloats;
       __m512i rows[kTileRows];
@@ -570,7 +560,7 @@ void amx_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
   fetch_first_codes<kQType>(a, begin);
   for (std::int64_t unit = begin; unit < end; ++unit) {
     const std::int64_t stripe = unit * kTileRows;
-    const UnitCodes codes{a.w + stripe * a.K, smaller(kTileRows, tile_stripes<kQType>(a) - stripe)};
+    const UnitCodes codes{a.w + stripe * a.K, smaller(kTileRows, Channels<kQType>::stripes(a) - stripe)};
     if constexpr (is_affine_qtype(kQType)) read_unit_scales<kQType>(a, unit, scratch);
     for (std::int64_t block = 0; block < columns.blocks; ++block) {
       multiply_unit<kQType>(a, columns, scratch, codes, block);
@@ -582,7 +572,7 @@ void amx_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
 /// Groups end where steps do, and channels that share bytes lie side by side.
 template <QType kQType, std::int64_t kFewestRows, std::int64_t kMostRows>
 bool amx_rows_supports(const MatmulArgs& a) {
-  return kFewestRows <= a.M && a.M <= kMostRows && !a.special_values && a.N % kFieldsOf<kQType> == 0 &&
+  return kFewestRows <= a.M && a.M <= kMostRows && !a.special_values && a.N % Channels<kQType>::kFields == 0 &&
          (a.groups == 1 || a.group_size % kStepDepth == 0);
 }
 

@@ -62,6 +62,14 @@ inline FloatLanes load_floats(const void* base, DType dtype, std::int64_t index,
   return dtype == DType::bfloat16 ? decode_bfloat16(widen(words)) : float16_lanes(words);
 }
 
+/// The next kLanes of a row of which `left` elements, or none, remain; zeros after them.
+template <DType kDType>
+inline FloatLanes load_remaining(const void* base, std::int64_t index, std::int64_t left) {
+  return left >= kLanes ? load_floats(base, kDType, index, kLanes)
+         : left > 0     ? load_floats(base, kDType, index, static_cast<int>(left))
+                        : FloatLanes{};
+}
+
 /// Rounds half to even, as store_float.
 inline void store_floats(void* base, DType dtype, std::int64_t index, FloatLanes values, int count) {
   char* at = static_cast<char*>(base);

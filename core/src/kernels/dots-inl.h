@@ -31,12 +31,12 @@ namespace {
 constexpr std::uint32_t kSmallestPlain = (127u - 80u) << 23;
 constexpr std::uint32_t kLargestPlain = (127u + 100u) << 23;
 
-/// True if every lane is zero or of a magnitude that powers of two may be factored out of.
-inline bool all_plain(FloatLanes x) {
+/// The lanes that are neither zero nor of a magnitude that powers of two may be factored out of.
+inline BitLanes not_plain(FloatLanes x) {
   const BitLanes magnitude = bits_from_float(x) & kMagnitudeMask;
-  return !any((IntLanes)((BitLanes)(magnitude != 0) &
-                         (BitLanes)(magnitude - kSmallestPlain >= kLargestPlain - kSmallestPlain)));
+  return (BitLanes)(magnitude != 0) & (BitLanes)(magnitude - kSmallestPlain >= kLargestPlain - kSmallestPlain);
 }
+inline bool all_plain(FloatLanes x) { return !any((IntLanes)not_plain(x)); }
 
 /// Element i of four vectors after one another becomes lane i / 4 of vector i % 4.
 inline void deal(FloatLanes (&x)[4]) {
@@ -54,10 +54,7 @@ inline bool prepare_floats(const void* x, std::int64_t index, std::int64_t count
   FloatLanes values[Dots::kVectors];
   bool plain = true;
   for (int v = 0; v < Dots::kVectors; ++v) {
-    const std::int64_t left = count - v * kLanes;
-    values[v] = left >= kLanes ? load_floats(x, kDType, index + v * kLanes, kLanes)
-                : left > 0     ? load_floats(x, kDType, index + v * kLanes, static_cast<int>(left))
-                               : FloatLanes{};
+    values[v] = load_remaining<kDType>(x, index + v * kLanes, count - v * kLanes);
     if constexpr (!Dots::kTakesAllValues) plain &= all_plain(values[v]);
   }
   Dots::arrange(values);

@@ -29,26 +29,30 @@ struct Int8Dots {
 
 typedef std::uint16_t UnsignedWords __attribute__((vector_size(kVectorBytes)));
 
-/// The bytes of even index, as int16 numbers, meet the activations of even index, then those of odd index likewise.
-template <QType kType>
-struct Int8PairDots : Int8Dots<kType> {
-  static constexpr int kVectors = 2;
-  static constexpr std::int64_t kChunk = kVectorBytes;
-  static constexpr std::int32_t kCentre = Int8Pairs::kCentre;
-  using X = IntLanes;
+/// Bytes of codes, two in a word.
+struct WordsOfCodes {
   struct Codes {
     UnsignedWords words;
   };
-
   static QUANTO_INLINE Codes load_codes(const std::uint8_t* at) {
     Codes codes;
     __builtin_memcpy(&codes.words, at, kVectorBytes);
     return codes;
   }
+};
+
+/// The bytes of even index, as int16 numbers, meet the activations of even index, then those of odd index likewise.
+template <QType kType>
+struct Int8PairDots : Int8Dots<kType>, WordsOfCodes {
+  static constexpr int kVectors = 2;
+  static constexpr std::int64_t kChunk = kVectorBytes;
+  static constexpr std::int32_t kCentre = Int8Pairs::kCentre;
+  using X = IntLanes;
+
   static QUANTO_INLINE X decode(const Codes& codes, int field, int v) {
     if constexpr (is_affine_qtype(kType)) {
       constexpr int kBits = bits_of(kType);
-      return (X)(codes.words >> (8 * v + kBits * field) & ((1 << kBits) - 1));
+      return (X)(codes.words >> (8 * v + kBits * field) & static_cast<std::uint16_t>((1 << kBits) - 1));
     } else {
       const auto first = v == 0 ? (SignedWords)(codes.words << 8) : (SignedWords)codes.words;
       return (X)(first >> 8);
@@ -68,7 +72,7 @@ struct Int8PairDots : Int8Dots<kType> {
 #if defined(__AVX2__)
 /// Packed codes are so small that int16 sums hold the products of a group, which takes half the instructions.
 template <QType kType>
-struct Int8SmallDots : Int8Dots<kType> {
+struct Int8SmallDots : Int8Dots<kType>, WordsOfCodes {
   static_assert(is_affine_qtype(kType));
   static constexpr int kVectors = 1;
   static constexpr std::int64_t kChunk = kVectorBytes;
@@ -78,17 +82,9 @@ struct Int8SmallDots : Int8Dots<kType> {
   static constexpr std::int64_t kMostTogether = 32767 / (2 * 128 * kLargestCode) * kChunk;
   using X = IntLanes;
   using Sum = SignedWords;
-  struct Codes {
-    UnsignedWords words;
-  };
 
-  static QUANTO_INLINE Codes load_codes(const std::uint8_t* at) {
-    Codes codes;
-    __builtin_memcpy(&codes.words, at, kVectorBytes);
-    return codes;
-  }
   static QUANTO_INLINE X decode(const Codes& codes, int field, int) {
-    return (X)(codes.words >> (kBits * field) & (kLargestCode * 0x0101));
+    return (X)(codes.words >> (kBits * field) & static_cast<std::uint16_t>(kLargestCode * 0x0101));
   }
   static QUANTO_INLINE Sum add_products(X w, X x, Sum sum) {
     return sum + (SignedWords)Int8SmallQuads::products_of_pairs(w, x);

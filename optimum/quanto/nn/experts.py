@@ -120,7 +120,8 @@ def _sizes(choices: Tensor, bins: int) -> list[int]:
 
 def _own_attributes(module: torch.nn.Module) -> dict[str, Any]:
     """What a module has besides that of every module."""
-    return {name: value for name, value in vars(module).items() if name not in vars(torch.nn.Module())}
+    common = vars(torch.nn.Module())
+    return {name: value for name, value in vars(module).items() if name not in common}
 
 
 def _projection(fused: torch.nn.Module, name: str, index: int) -> torch.nn.Linear:
