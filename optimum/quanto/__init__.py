@@ -28,6 +28,7 @@ _HOMES = {
         "quantize_module",
         "register_qmodule",
     ],
+    "models": ["is_diffusers_available", "is_transformers_available"],
     "models.transformers_models": ["QuantizedModelForCausalLM", "QuantizedTransformersModel"],
     "models.diffusers_models": ["QuantizedDiffusersModel", "QuantizedPixArtTransformer2DModel"],
     "quantization": ["freeze", "quantization_map", "quantize", "requantize"],
@@ -81,6 +82,7 @@ __all__ = sorted(name for name, home in _HOME_OF.items() if home not in _NEEDS o
 if TYPE_CHECKING:
     from .calibrate import *  # noqa: F403
     from .library import *  # noqa: F403
+    from .models import *  # noqa: F403
     from .models.diffusers_models import *  # noqa: F403
     from .models.transformers_models import *  # noqa: F403
     from .nn import *  # noqa: F403

@@ -62,7 +62,7 @@ def registered():
             return (torch.nn.functional.linear(x, self.qweight) * y).sum(-1)
 
     yield QBilinear
-    qmodule._QMODULES.pop(Bilinear)
+    qmodule._QMODULE_TABLE.pop(Bilinear)
 
 
 class Pair(torch.nn.Module):
@@ -109,7 +109,7 @@ def test_the_most_specific_class_wins():
 
         assert type(quantize_module(Named(32, 4), weights=qint8)) is QDoubled
     finally:
-        qmodule._QMODULES.pop(Doubled)
+        qmodule._QMODULE_TABLE.pop(Doubled)
 
 
 def test_subclasses_with_the_same_forward_are_replaced():
@@ -202,7 +202,8 @@ def test_attention_of_torch(make, training, qtype_name):
 
 
 def test_what_is_registered_by_default():
-    kinds = {cls.__name__: q.__name__ for cls, q in qmodule._QMODULES.items() if cls.__module__.startswith("torch.")}
+    table = qmodule._QMODULE_TABLE.items()
+    kinds = {cls.__name__: q.__name__ for cls, q in table if cls.__module__.startswith("torch.")}
     assert kinds == {
         "Linear": "QLinear",
         "Conv1d": "QConv1d",

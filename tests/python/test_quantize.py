@@ -334,7 +334,7 @@ def test_users_own_modules():
         layer = quantize_module(Scaled(32, 4), weights=qint8)
         assert isinstance(layer, QScaled)
     finally:
-        qmodule._QMODULES.pop(Scaled)
+        qmodule._QMODULE_TABLE.pop(Scaled)
 
 
 def test_the_mixin_must_come_first():

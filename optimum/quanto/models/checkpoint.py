@@ -86,11 +86,11 @@ def read_tensors(folder: Path, weights_name: str, index_name: str) -> dict[str, 
     if not (folder / index_name).is_file():
         if not (folder / weights_name).is_file():
             raise ValueError(f"[from_pretrained] No safetensor weights found in {folder}.{_pickles(folder)}")
-        return _read_file(_inside(folder, weights_name))
+        return _read_file(file_in_folder(folder, weights_name))
     weight_map = _weight_map(folder / index_name)
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(weight_map.values())):
-        found = _read_file(_inside(folder, shard))
+        found = _read_file(file_in_folder(folder, shard))
         indexed = {name for name, file in weight_map.items() if file == shard}
         for what, names in (("lacks", indexed - found.keys()), ("has, unlike the index,", found.keys() - indexed)):
             if names:
@@ -111,7 +111,7 @@ def _weight_map(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def _inside(folder: Path, name: str) -> Path:
+def file_in_folder(folder: Path, name: str) -> Path:
     """The path of a file in a folder; a link may lead only to the blobs of a download cache that the folder is in."""
     if name in ("", ".", "..") or any(character in name for character in ("/", "\\", "\0")):
         raise ValueError(f"[from_pretrained] shard: got {name!r}, expected the name of a file in {folder}")

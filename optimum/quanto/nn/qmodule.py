@@ -34,7 +34,7 @@ from .observed import ObserverState, observer_name, restore_observer_states
 
 __all__ = ["QModuleMixin", "quantize_module", "register_qmodule"]
 
-_QMODULES: dict[type[torch.nn.Module], "type[QModuleMixin]"] = {}
+_QMODULE_TABLE: dict[type[torch.nn.Module], "type[QModuleMixin]"] = {}
 
 QModuleClass = TypeVar("QModuleClass", bound="type[QModuleMixin]")
 
@@ -56,7 +56,7 @@ def register_qmodule(module_cls: type[torch.nn.Module]) -> Callable[[QModuleClas
     """
 
     def register(cls: QModuleClass) -> QModuleClass:
-        _QMODULES[module_cls] = cls
+        _QMODULE_TABLE[module_cls] = cls
         return cls
 
     return register
@@ -99,16 +99,16 @@ def _registered(module: torch.nn.Module) -> type[torch.nn.Module] | None:
     """The module's own class, or the nearest of its bases, that a quantized class is registered for."""
     for cls in type(module).__mro__:
         home = _LAZY_QMODULES.get(f"{cls.__module__}.{cls.__qualname__}")
-        if home is not None and cls not in _QMODULES:
+        if home is not None and cls not in _QMODULE_TABLE:
             importlib.import_module(home, __package__)
-        if cls in _QMODULES:
+        if cls in _QMODULE_TABLE:
             return cls
     return None
 
 
 def replaced_class(qmodule: "QModuleMixin") -> type[torch.nn.Module]:
     """The class that the class of `qmodule` is registered for."""
-    bases = [base for base, cls in _QMODULES.items() if isinstance(qmodule, cls) and isinstance(qmodule, base)]
+    bases = [base for base, cls in _QMODULE_TABLE.items() if isinstance(qmodule, cls) and isinstance(qmodule, base)]
     if not bases:
         raise TypeError(f"[quanto] module: got a {type(qmodule).__name__}, expected one of a registered class")
     return max(bases, key=lambda base: len(base.__mro__))
@@ -116,7 +116,7 @@ def replaced_class(qmodule: "QModuleMixin") -> type[torch.nn.Module]:
 
 def _qmodule_class(module: torch.nn.Module) -> "type[QModuleMixin] | None":
     base = _registered(module)
-    return None if base is None else _QMODULES[base]
+    return None if base is None else _QMODULE_TABLE[base]
 
 
 def reason_left_float(module: torch.nn.Module, embeddings: bool = False) -> str | None:
@@ -124,7 +124,7 @@ def reason_left_float(module: torch.nn.Module, embeddings: bool = False) -> str 
     base = _registered(module)
     if base is None:
         return "no quantized counterpart"
-    qmodule_cls = _QMODULES[base]
+    qmodule_cls = _QMODULE_TABLE[base]
     if not qmodule_cls.quantized_by_default and not embeddings:
         return "quantized only with embeddings=True"
     weight = getattr(module, "weight", None)

@@ -1,5 +1,6 @@
 """2- and 4-bit quantized tensors: packed codes, affine scales and shifts."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from .packed import PackedTensor
 from .qtensor import QTensor
+from .qtype import qtype as QType
 
 
 __all__ = ["QBitsTensor"]
@@ -37,6 +39,24 @@ class QBitsTensor(QTensor):
     _scale: Tensor
     _shift: Tensor
     _group_size: int | None
+
+    def __init__(
+        self,
+        qtype: QType,
+        axis: int,
+        group_size: int | None,
+        size: Sequence[int],
+        stride: Sequence[int],
+        data: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        requires_grad: bool = False,
+    ) -> None:
+        super().__init__(qtype, axis)
+        self._group_size = group_size
+        self._data = data
+        self._scale = scale
+        self._shift = shift
 
     def _dequantize(self) -> Tensor:
         packed = isinstance(self._data, PackedTensor)

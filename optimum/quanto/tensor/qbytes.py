@@ -1,11 +1,13 @@
 """8-bit quantized tensors: one byte per code, symmetric scales."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .qtensor import QTensor
+from .qtype import qtype as QType
 
 
 __all__ = ["QBytesTensor"]
@@ -33,6 +35,20 @@ class QBytesTensor(QTensor):
 
     _data: Tensor
     _scale: Tensor
+
+    def __init__(
+        self,
+        qtype: QType,
+        axis: int | None,
+        size: Sequence[int],
+        stride: Sequence[int],
+        data: Tensor,
+        scale: Tensor,
+        requires_grad: bool = False,
+    ) -> None:
+        super().__init__(qtype, axis)
+        self._data = data
+        self._scale = scale
 
     def dequantize(self) -> Tensor:
         if torch.is_grad_enabled() and self.requires_grad:

@@ -25,6 +25,10 @@ class QTensor(WrapperTensor):
 
     dtype_names = ("_scale", "_shift")
 
+    def __init__(self, qtype: qtype, axis: int | None) -> None:
+        self._qtype = qtype
+        self._axis = axis
+
     @property
     def qtype(self) -> qtype:
         """The quantized type of the codes."""

@@ -1,7 +1,8 @@
 """The quantized types, read from the core's table."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -33,8 +34,10 @@ class qtype:
     def __hash__(self) -> int:
         return hash(str(self))
 
-    def __reduce__(self) -> "tuple[Callable[[str], qtype], tuple[str]]":
-        return _by_name, (self.name,)
+    def __reduce__(self) -> "tuple[Callable[..., qtype], tuple[Any, ...]]":
+        if qtypes.get(self.name) == self:
+            return _by_name, (self.name,)
+        return qtype, tuple(getattr(self, field.name) for field in fields(self))
 
 
 def _by_name(name: str) -> qtype:
@@ -68,6 +71,18 @@ qfloat8_e5m2 = _TABLE["qfloat8_e5m2"]
 qfloat8 = qfloat8_e4m3fn
 
 qtypes: dict[str, qtype] = {**_TABLE, "qfloat8": qfloat8}
+
+
+def qint(bits: int) -> qtype:
+    """A qtype of signed integers of that many bits."""
+    largest = 2 ** (bits - 1) - 1
+    return qtype(f"qint{bits}", False, bits, torch.int8, -largest - 1, largest)
+
+
+def qfloat(dtype: torch.dtype) -> qtype:
+    """The qtype whose codes are floats of `dtype`."""
+    info = torch.finfo(dtype)
+    return qtype(f"q{info.dtype}", True, info.bits, dtype, info.min, info.max)
 
 
 def as_qtype(value: "qtype | str | None", what: str = "qtype") -> qtype | None:

@@ -25,6 +25,8 @@ class WrapperTensor(Tensor):
         inner_names: attributes that hold the inner tensors.
         meta_names: attributes that hold plain values, which `from_parts` takes back.
         dtype_names: the inner tensors that change dtype with the wrapper, if they hold floats.
+
+    Or they have their own `__tensor_flatten__` and `__tensor_unflatten__`, as subclasses of other libraries do.
     """
 
     inner_names: ClassVar[tuple[str, ...]]
@@ -43,18 +45,18 @@ class WrapperTensor(Tensor):
         raise NotImplementedError
 
     def inner_tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self.inner_names}
+        return {name: getattr(self, name) for name in self.__tensor_flatten__()[0]}
 
     def metadata(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.meta_names}
+        return self.__tensor_flatten__()[1]
 
     def map_inner(self: Self, function: Callable[[str, Tensor], Tensor]) -> Self:
         """The same kind of tensor with every inner tensor replaced by `function(name, inner)`."""
         inner = {name: function(name, t) for name, t in self.inner_tensors().items()}
-        return self.from_parts(inner, self.metadata(), self.size(), self.stride())
+        return self.__tensor_unflatten__(inner, self.metadata(), self.size(), self.stride())
 
     def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
-        return list(self.inner_names), self.metadata()
+        return list(self.inner_names), {name: getattr(self, name) for name in self.meta_names}
 
     @classmethod
     def __tensor_unflatten__(
@@ -144,7 +146,7 @@ def _rebuild(
     stride: tuple[int, ...],
     requires_grad: bool,
 ) -> WrapperTensor:
-    rebuilt = cls.from_parts(inner, meta, size, stride)
+    rebuilt = cls.__tensor_unflatten__(inner, meta, size, stride)
     rebuilt.requires_grad_(requires_grad)
     return rebuilt
 

@@ -60,10 +60,7 @@ class ActivationQBytesTensor(QBytesTensor):
         scale: Tensor,
         requires_grad: bool = False,
     ) -> None:
-        self._qtype = qtype
-        self._axis = None
-        self._data = data
-        self._scale = scale
+        super().__init__(qtype, None, size, stride, data, scale)
 
     @classmethod
     def from_parts(

@@ -79,14 +79,9 @@ class WeightQBitsTensor(QBitsTensor):
         shift: Tensor,
         requires_grad: bool = False,
     ) -> None:
-        self._qtype = qtype
-        self._axis = axis
-        self._group_size = group_size
+        super().__init__(qtype, axis, group_size, size, stride, data, scale, shift)
         self._size = tuple(size)
         self._stride = tuple(stride)
-        self._data = data
-        self._scale = scale
-        self._shift = shift
         # Asked on every forward: whether linear kernels read this layout; its bits, group size (or 0) and rows.
         self.takes_codes = axis == 0 and len(self._size) == 2 and isinstance(data, PackedTensor)
         self._layout = (qtype.bits, group_size or 0, self._size[0])

@@ -66,10 +66,7 @@ class WeightQBytesTensor(QBytesTensor):
         activation_qtype: QType | None = None,
         requires_grad: bool = False,
     ) -> None:
-        self._qtype = qtype
-        self._axis = axis
-        self._data = data
-        self._scale = scale
+        super().__init__(qtype, axis, size, stride, data, scale)
         self.activation_qtype = activation_qtype
 
     @classmethod
