@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <memory>
@@ -36,6 +37,28 @@ struct Job {
 
 thread_local bool inside_job = false;
 
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+/// Waits, awake, for what another thread is about to do: true if it was done in time. On a virtual machine it takes 20
+/// to 30 us to wake a thread, as long as a small layer takes: 576 x 1536 int8 weights and one row, 47 us with sleeping
+/// threads, 26 us without. Who has waited for as long as that leaves the core to others.
+template <class Done>
+bool spin_until(Done done) {
+  constexpr int kPausesPerLook = 16;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+  do {
+    for (int i = 0; i < kPausesPerLook; ++i) {
+      if (done()) return true;
+      relax();
+    }
+  } while (std::chrono::steady_clock::now() < end);
+  return false;
+}
+
 /// Threads that wait for jobs. One job at a time; a job started inside another runs on its own thread alone.
 class Pool {
  public:
@@ -66,17 +89,21 @@ class Pool {
     inside_job = true;
     job.work();
     inside_job = false;
+    const auto done = [this] { return busy_ == 0; };
+    if (spin_until(done)) return;
     std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return busy_ == 0; });
+    done_.wait(lock, done);
   }
 
  private:
   void loop() {
     inside_job = true;
     std::uint64_t seen = 0;
-    std::unique_lock lock(mutex_);
+    const auto called = [&] { return stopping_ || generation_ != seen; };
     for (;;) {
-      wake_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      spin_until(called);
+      std::unique_lock lock(mutex_);
+      wake_.wait(lock, called);
       if (stopping_) return;
       seen = generation_;
       Job* job = job_;
@@ -92,9 +119,10 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   Job* job_ = nullptr;
-  int busy_ = 0;
-  std::uint64_t generation_ = 0;
-  bool stopping_ = false;
+  // Written with the mutex held, read without it by who spins.
+  std::atomic<int> busy_{0};
+  std::atomic<std::uint64_t> generation_{0};
+  std::atomic<bool> stopping_{false};
 };
 
 int default_thread_count() {

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -67,6 +68,32 @@ TEST(Parallel, StartsItsThreadsOnce) {
   }
   EXPECT_LE(met.load(), 3);
   set_thread_count(2);
+}
+
+TEST(Parallel, WaitsForJobsAwakeAndAsleep) {
+  for (const int threads : {2, 4}) {
+    set_thread_count(threads);
+    for (const int idle_us : {0, 20, 45, 50, 55, 500}) {  // threads fall asleep after 50
+      for (int call = 0; call < 50; ++call) {
+        std::this_thread::sleep_for(std::chrono::microseconds(idle_us));
+        ASSERT_EQ(visits(threads, 1), std::vector<int>(static_cast<std::size_t>(threads), 1));
+      }
+    }
+  }
+  set_thread_count(2);
+}
+
+TEST(Parallel, WaitsForAThreadThatTakesLong) {
+  set_thread_count(2);
+  for (int call = 0; call < 20; ++call) {
+    const auto caller = std::this_thread::get_id();
+    std::atomic<int> finished{0};
+    parallel_for(2, 1, [&](std::int64_t begin, std::int64_t end) {
+      if (std::this_thread::get_id() != caller) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      finished += static_cast<int>(end - begin);
+    });
+    EXPECT_EQ(finished.load(), 2);
+  }
 }
 
 TEST(Parallel, ServesCallersWhileItsWidthChanges) {
