@@ -5,6 +5,7 @@
 #include "quanto/fake_quantize.h"
 #include "quanto/pack.h"
 #include "quanto/qtype.h"
+#include "recurring.h"
 #include "tensors.h"
 
 namespace quanto::torch_ext {
@@ -274,7 +275,7 @@ Tensor fake_quantize_symmetric_op(Tensor base, std::string qtype_name, OptionalI
     check_same_dtype(kOp, "scale", *scale, base);
     scales = as_contiguous(*scale);
   }
-  Tensor out = empty(sizes, base.scalar_type());
+  Tensor out = empty_recurring(sizes, base.scalar_type());
   fake_quantize_symmetric(matrix, qtype_from_name(qtype_name), shape.axis,
                           scales.has_value() ? scales->const_data_ptr() : nullptr, out.mutable_data_ptr());
   return out;
@@ -291,7 +292,7 @@ Tensor fake_quantize_affine_op(Tensor base, std::string qtype_name, Index axis, 
   const Tensor grouped = grouped_base(base, g);
   const ConstMatrix matrix = matrix_of(kOp, grouped, g.matrix);
   const bool regrouped = g.group_size != 0 && g.matrix.axis == Axis::last;
-  Tensor out = empty(regrouped ? grouped_sizes(g, sizes) : sizes, base.scalar_type());
+  Tensor out = empty_recurring(regrouped ? grouped_sizes(g, sizes) : sizes, base.scalar_type());
   if (scale.has_value() != shift.has_value()) {
     fail(kOp, scale.has_value() ? "shift" : "scale", "none", "both a scale and a shift, or neither");
   }

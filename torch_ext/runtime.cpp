@@ -15,6 +15,7 @@
 #include "quanto/matmul.h"
 #include "quanto/parallel.h"
 #include "quanto/qtype.h"
+#include "recurring.h"
 
 namespace {
 
@@ -134,8 +135,12 @@ QUANTO_EXPORT const char* quanto_kernel_name(const char* qtype, const char* acti
   }
 }
 
+/// Gives the memory that was kept for the next training step back to the operating system.
+QUANTO_EXPORT void quanto_release_recurring_memory() { quanto::torch_ext::release_recurring_memory(); }
+
 /// Gives memory that was freed, but that the allocator keeps, back to the operating system, where it can be asked to.
 QUANTO_EXPORT void quanto_release_freed_memory() {
+  quanto::torch_ext::release_recurring_memory();
 #if defined(__GLIBC__)
   malloc_trim(0);
 #endif

@@ -1,6 +1,8 @@
 """Training of quantized models: what reaches the float weights, what the forward sees, and what freezing keeps."""
 
 import copy
+import gc
+import os
 import sys
 from pathlib import Path
 
@@ -221,3 +223,47 @@ def test_a_search_of_the_users_own_is_asked():
     default = network()
     quantize(default, weights=qint8)
     assert seen.abs().amax() < 0.6 * default[0].forward_weight.abs().amax()
+
+
+def _rounded(weight):
+    return torch.ops.quanto.fake_quantize_symmetric(weight, "qint8", 0, None)
+
+
+def test_rounded_weights_use_the_memory_of_the_last_step():
+    weight = torch.randn(1024, 512)
+    first = _rounded(weight)
+    expected, address = first.clone(), first.data_ptr()
+    second = _rounded(weight + 1)  # while the first one is alive
+    assert second.data_ptr() != address
+    assert torch.equal(first, expected)
+    assert first.device == weight.device
+    view = first[:2]
+    del first
+    assert _rounded(weight).data_ptr() not in (address, second.data_ptr())  # a part of it is alive
+    del view
+    assert _rounded(weight).data_ptr() == address
+
+
+def _megabytes():
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("end", ["freeze", "delete"])
+def test_no_memory_of_rounded_weights_outlives_the_training(end):
+    for features in (64, 2048):  # the first one for what is allocated only once
+        model = torch.nn.Sequential(torch.nn.Linear(features, 2 * features))
+        quantize(model, weights="qint8")
+        model(torch.randn(1, features)).sum().backward()
+        if features == 64:
+            freeze(model)
+    before = _megabytes()
+    if end == "freeze":
+        model.zero_grad()
+        freeze(model)  # 8 MB of codes instead of the weight, its gradient and the rounded weight, 32 MB each
+        assert _megabytes() < before - 80
+    else:
+        del model
+        gc.collect()
+        assert _megabytes() < before - 80  # all three

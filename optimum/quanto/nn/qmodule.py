@@ -1,6 +1,7 @@
 """The base of quantized modules, and the table of which module they replace."""
 
 import importlib
+import weakref
 from abc import ABC
 from collections.abc import Callable, MutableMapping
 from typing import Any, ClassVar, TypeVar
@@ -12,6 +13,7 @@ from torch.nn import Parameter
 
 from ..ops import kernel_name
 from ..ops.fakes import grouped_shape, packed_rows, scale_shape
+from ..ops.library import release_recurring_memory
 from ..tensor import (
     AbsmaxOptimizer,
     ActivationQBytesTensor,
@@ -278,6 +280,8 @@ class QModuleMixin(ABC):
         assert isinstance(qmodule, torch.nn.Module)
         _share_tensors(module, qmodule)
         qmodule.train(module.training)
+        # Where it is trained and goes without being frozen.
+        weakref.finalize(qmodule, release_recurring_memory).atexit = False
         return qmodule
 
     @classmethod

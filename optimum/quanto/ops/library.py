@@ -81,6 +81,11 @@ def force_isa(name: str) -> None:
         raise ValueError(_functions().quanto_last_error().decode())
 
 
+def release_recurring_memory() -> None:
+    """Give the memory that rounded weights are made in anew, in each training step, back to the operating system."""
+    _functions().quanto_release_recurring_memory()
+
+
 def release_freed_memory() -> None:
     """Give the memory of freed tensors, which glibc's allocator keeps in pieces, back to the operating system."""
     _functions().quanto_release_freed_memory()
