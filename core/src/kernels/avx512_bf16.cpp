@@ -1,29 +1,36 @@
 // AVX-512 with VBMI and BF16: bfloat16 activations meet codes in dot product instructions, and few rows of other
 // activations meet float8 codes that are looked up. All other cells are left to the kernels of AVX-512.
 #include "kernels/bf16_codes-inl.h"
-#include "kernels/bf16_panel-inl.h"
+#include "kernels/bf16_steps-inl.h"
+#include "kernels/codes_panel-inl.h"
 #include "kernels/few_rows-inl.h"
 #include "kernels/int8_dots-inl.h"
-#include "kernels/int8_panel-inl.h"
 
 namespace quanto::kernels {
 namespace {
 
-// Where a panel for 48 rows costs what few rows do: at 42 to 44 rows.
-constexpr std::int64_t kFewestPanelRows = 43;
-constexpr std::int64_t kFewestInt8PanelRows = 33;
+// Where a panel for 32 rows costs what few rows do: 18 to 22; one for 16 is cheaper for integers.
+constexpr std::int64_t kFewestPanelRows = 20;
+constexpr std::int64_t kFewestInt8PanelRows = 13;
+
+// Sums in registers: with 4 vectors of rows and a pair of weights they fill 32.
+constexpr int kRowVectors = 4, kTile = 6;
+
+template <QType kQType>
+constexpr MatmulKernel kBf16Panel =
+    CodesPanel<Bf16Pairs<kQType>, kQType, kRowVectors, kTile, kFewestPanelRows>::kKernel;
 
 template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16PanelKernel<kQType, kFewestPanelRows>,
+      kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
   };
 };
 template <QType kQType>
 struct Cell<kQType, true> {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16PanelKernel<kQType, kFewestPanelRows>,
+      kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
       kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPanelRows - 1>,
   };
@@ -31,7 +38,7 @@ struct Cell<kQType, true> {
 
 template <QType kQType>
 constexpr MatmulKernel kInt8Kernels[] = {
-    Int8Panel<Int8Quads, kQType, kRowVectors, kSumVectors / kRowVectors, kFewestInt8PanelRows>::kKernel,
+    CodesPanel<Int8Quads, kQType, kRowVectors, kTile, kFewestInt8PanelRows>::kKernel,
     kFewRowsKernel<Int8QuadDots<kQType>, DType::float32, kFewestInt8PanelRows - 1>,
 };
 

@@ -15,7 +15,7 @@
 #include "kernels/lanes-inl.h"
 
 #define QUANTO_INLINE inline __attribute__((always_inline))
-#define QUANTO_UNROLL _Pragma("GCC unroll 16")
+#define QUANTO_UNROLL _Pragma("GCC unroll 32")
 /// Keeps the compiler from moving a vector out of its register or loading it again.
 #if defined(__x86_64__)
 #define QUANTO_IN_REGISTER(vector) asm("" : "+v"(vector))

@@ -49,11 +49,20 @@ inline IntLanes broadcast_int(std::int32_t v) {
 #endif
 }
 
-/// A step without state of its own, multiplied lane by lane.
+/// A step without state of its own, multiplied lane by lane: by default int8 activations, of integer sums.
 struct LaneSteps {
   struct Scope {};
   static constexpr bool kTiles = false;
   static constexpr std::int64_t kStepsAtOnce = 1;
+  static constexpr bool kIntegers = true;
+  static constexpr bool kTakesAllValues = true;
+  using Sum = IntLanes;
+  using Activation = std::int8_t;
+
+  /// The sum of activations that share a scale; clears `plain` if there are values that the step does not serve.
+  static inline float sum_of(const std::int8_t* x, std::int64_t count, bool& /*plain*/) {
+    return static_cast<float>(sum_of_codes(x, count));
+  }
 };
 
 /// Two int16 numbers in a lane: what every instruction set multiplies.

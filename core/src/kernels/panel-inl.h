@@ -13,10 +13,10 @@
 #include <cstdint>
 
 #include "kernels/args-inl.h"
+#include "kernels/codes_panel-inl.h"
 #include "kernels/decode-inl.h"
 #include "kernels/few_rows-inl.h"
 #include "kernels/int8_dots-inl.h"
-#include "kernels/int8_panel-inl.h"
 #include "kernels/int8_rows-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/panel_units-inl.h"
@@ -152,7 +152,7 @@ inline void run_unit(const MatmulArgs& a, const Unit& u, float* weights, float* 
       multiply_block(smaller(kBlockRows, u.rows - m), u.channels, x, weights, depth, next, sums + m);
     }
   }
-  store_unit<is_affine_qtype(kQType)>(a, u, sums);
+  store_unit<is_affine_qtype(kQType), kPanelRows>(a, u, sums);
 }
 
 template <QType kQType>
@@ -206,7 +206,7 @@ constexpr void fill_cells(KernelTable& table) {
 template <QType kQType, bool kPacked>
 struct Int8Cell {
   static constexpr MatmulKernel kKernels[] = {
-      Int8Panel<Int8Pairs, kQType, Simd::kRowVectors, Simd::kTile, Simd::kFewestPanelRows>::kKernel,
+      CodesPanel<Int8Pairs, kQType, Simd::kRowVectors, Simd::kTile, Simd::kFewestPanelRows>::kKernel,
       kFewRowsKernel<Int8PairDots<kQType>, DType::float32, Simd::kFewestPanelRows - 1>,
       kInt8RowsKernel<kQType>,
   };
@@ -215,7 +215,7 @@ struct Int8Cell {
 template <QType kQType>
 struct Int8Cell<kQType, true> {
   static constexpr MatmulKernel kKernels[] = {
-      Int8Panel<Int8SmallQuads, kQType, Simd::kRowVectors, Simd::kTile, Simd::kFewestPanelRows>::kKernel,
+      CodesPanel<Int8SmallQuads, kQType, Simd::kRowVectors, Simd::kTile, Simd::kFewestPanelRows>::kKernel,
       kFewRowsKernel<Int8SmallDots<kQType>, DType::float32, Simd::kFewestPanelRows - 1>,
       kFewRowsKernel<Int8PairDots<kQType>, DType::float32, Simd::kFewestPanelRows - 1>,
       kInt8RowsKernel<kQType>,

@@ -40,9 +40,9 @@ inline void store_row(const MatmulArgs& a, std::int64_t m, std::int64_t n, Float
   store_floats(a.y, a.y_dtype, m * a.N + n, y, count);
 }
 
-/// Stores a unit's sums, kRows floats for each channel: final ones of the affine qtypes, else to be scaled. A square of
-/// rows and channels at a time, transposed: sums lie channel by channel, results row by row.
-template <bool kScaled, std::int64_t kChannels, std::int64_t kRows>
+/// Stores a unit's sums, those of a channel kApart floats after the one before: final ones of the affine qtypes, else
+/// to be scaled. A square of rows and channels at a time, transposed: sums lie channel by channel, results row by row.
+template <bool kScaled, std::int64_t kApart, std::int64_t kChannels, std::int64_t kRows>
 inline void store_unit(const MatmulArgs& a, const PanelUnit<kChannels, kRows>& u, const float* sums) {
   static_assert(kChannels % kLanes == 0 && kRows % kLanes == 0);
   float scales[kChannels];
@@ -52,7 +52,7 @@ inline void store_unit(const MatmulArgs& a, const PanelUnit<kChannels, kRows>& u
   for (std::int64_t m = 0; m < u.rows; m += kLanes) {
     for_chunks(u.channels, [&](std::int64_t c, auto chunk) {
       BitLanes square[kLanes];
-      for (std::int64_t i = 0; i < kLanes; ++i) square[i] = load<BitLanes>(sums + (c + i) * kRows + m, kLanes);
+      for (std::int64_t i = 0; i < kLanes; ++i) square[i] = load<BitLanes>(sums + (c + i) * kApart + m, kLanes);
       transpose(square);
       for (std::int64_t r = 0; r < smaller(kLanes, u.rows - m); ++r) {
         store_row(a, u.m_begin + m + r, u.n_begin + c, (FloatLanes)square[r], scales + c, chunk.count);

@@ -1,0 +1,67 @@
+// How codes of weights meet bfloat16 activations in dot products of pairs, for the panel of codes_panel-inl.h. For
+// units with AVX-512 VBMI and BF16. Internal linkage, no std.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/bf16_codes-inl.h"
+#include "kernels/int8_steps-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+/// Two bfloat16 numbers in a lane. What is missing of a channel's last vector of codes is zeros, which decode to zeros.
+template <QType kQType>
+struct Bf16Pairs : LaneSteps {
+  static constexpr bool kIntegers = false;
+  static constexpr bool kTakesAllValues = false;  // see Bf16Dots
+  static constexpr std::int64_t kStep = 2;
+  static constexpr std::int32_t kCentre = 0;
+  using Code = std::uint16_t;
+  using Sum = FloatLanes;
+  using Activation = std::uint16_t;
+
+  static inline FloatLanes multiply_add(IntLanes w, IntLanes x, FloatLanes sum) {
+    return multiply_add_pairs((__m512i)w, (__m512i)x, sum);
+  }
+  static inline BitLanes load_activations(const std::uint16_t* x, std::int64_t count) {
+    return (BitLanes)load_bf16(x, 0, count);
+  }
+  static inline float sum_of(const std::uint16_t* x, std::int64_t count, bool& plain) {
+    __m512 sum = _mm512_setzero_ps();
+    for (std::int64_t k = 0; k < count; k += 32) {
+      const __m512i pairs = load_bf16(x, k, count - k);
+      plain &= all_plain(pairs);
+      sum = _mm512_add_ps(sum, pair_sums(pairs));
+    }
+    return sum_lanes((FloatLanes)sum);
+  }
+
+  /// Both write whole vectors.
+  static inline void widen(const std::uint8_t* codes, std::int64_t count, Code* out) {
+    const __m512i unpacked_order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    for (std::int64_t k = 0; k < count; k += 64) {
+      const std::int64_t left = count - k;
+      const __mmask64 mask = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
+      const __m512i v = _mm512_permutexvar_epi64(unpacked_order, _mm512_maskz_loadu_epi8(mask, codes + k));
+      const Bf16Halves halves = decode_to_bf16<kQType>(v);
+      _mm512_storeu_si512(out + k, halves.of[0]);
+      _mm512_storeu_si512(out + k + 32, halves.of[1]);
+    }
+  }
+  template <int kBits>
+  static inline void unpack(const std::uint8_t* bytes, std::int64_t count, int shift, Code* out) {
+    const __m512i table = _mm512_load_si512(kWordTable<kBits, 0>.values);
+    for (std::int64_t k = 0; k < count; k += 32) {
+      const std::int64_t left = count - k;
+      const __mmask32 mask = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+      const __m512i words = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(mask, bytes + k));
+      const __m512i index = _mm512_srl_epi16(words, _mm_cvtsi32_si128(shift));
+      _mm512_storeu_si512(out + k, _mm512_permutexvar_epi16(index, table));
+    }
+  }
+};
+
+}  // namespace
+}  // namespace quanto::kernels
