@@ -6,7 +6,6 @@
 #endif
 
 #include <algorithm>
-#include <atomic>
 #include <optional>
 #include <string>
 
@@ -21,20 +20,14 @@ namespace {
 
 int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
-/// torch cuts a range into one part per thread; here each of its threads takes small parts until none is left, so that
-/// a slow core does not hold up the others.
+/// torch cuts a range into one part for each thread, whatever a slow core makes of it; here its threads help each
+/// other.
 void run_on_torch_threads(std::int64_t size, std::int64_t grain, quanto::ParallelBody body, void* context) {
-  constexpr std::int64_t kChunksPerThread = 8;
   const std::int64_t threads = std::min<std::int64_t>(torch_threads(), (size + grain - 1) / grain);
   if (threads <= 1) return body(context, 0, size);
-  const std::int64_t chunk = std::max(grain, size / (threads * kChunksPerThread));
-  std::atomic<std::int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](std::int64_t, std::int64_t) {
-    for (;;) {
-      const std::int64_t begin = next.fetch_add(chunk, std::memory_order_relaxed);
-      if (begin >= size) return;
-      body(context, begin, std::min(begin + chunk, size));
-    }
+  quanto::SharedWork work(size, grain, threads, body, context);
+  torch::stable::parallel_for(0, threads, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t thread = begin; thread < end; ++thread) work.work(thread);
   });
 }
 

@@ -16,25 +16,6 @@
 namespace quanto {
 namespace {
 
-constexpr std::int64_t kChunksPerThread =
-    8;  // small enough to absorb a slow core, large enough to amortize the counter
-
-struct Job {
-  std::int64_t size;
-  std::int64_t chunk;
-  ParallelBody body;
-  void* context;
-  std::atomic<std::int64_t> next{0};
-
-  void work() {
-    for (;;) {
-      const std::int64_t begin = next.fetch_add(chunk, std::memory_order_relaxed);
-      if (begin >= size) return;
-      body(context, begin, std::min(begin + chunk, size));
-    }
-  }
-};
-
 thread_local bool inside_job = false;
 
 void relax() {
@@ -63,7 +44,7 @@ bool spin_until(Done done) {
 class Pool {
  public:
   explicit Pool(int threads) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { loop(); });
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { loop(i); });
   }
 
   ~Pool() {
@@ -77,7 +58,7 @@ class Pool {
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
 
-  void run(Job& job) {
+  void run(SharedWork& job) {
     std::lock_guard one_job(run_mutex_);
     {
       std::lock_guard lock(mutex_);
@@ -87,7 +68,7 @@ class Pool {
     }
     wake_.notify_all();
     inside_job = true;
-    job.work();
+    job.work(0);
     inside_job = false;
     const auto done = [this] { return busy_ == 0; };
     if (spin_until(done)) return;
@@ -96,7 +77,7 @@ class Pool {
   }
 
  private:
-  void loop() {
+  void loop(int thread) {
     inside_job = true;
     std::uint64_t seen = 0;
     const auto called = [&] { return stopping_ || generation_ != seen; };
@@ -106,9 +87,9 @@ class Pool {
       wake_.wait(lock, called);
       if (stopping_) return;
       seen = generation_;
-      Job* job = job_;
+      SharedWork* job = job_;
       lock.unlock();
-      job->work();
+      job->work(thread);
       lock.lock();
       if (--busy_ == 0) done_.notify_one();
     }
@@ -118,7 +99,7 @@ class Pool {
   std::mutex run_mutex_;
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  Job* job_ = nullptr;
+  SharedWork* job_ = nullptr;
   // Written with the mutex held, read without it by who spins.
   std::atomic<int> busy_{0};
   std::atomic<std::uint64_t> generation_{0};
@@ -162,8 +143,9 @@ SharedPool current_pool() {
 void built_in_run(std::int64_t size, std::int64_t grain, ParallelBody body, void* context) {
   const std::int64_t threads = std::min<std::int64_t>(built_in_thread_count(), (size + grain - 1) / grain);
   if (threads <= 1 || inside_job) return body(context, 0, size);
-  Job job{size, std::max(grain, size / (threads * kChunksPerThread)), body, context};
-  current_pool()->run(job);
+  const SharedPool shared = current_pool();
+  SharedWork job(size, grain, shared->threads(), body, context);
+  shared->run(job);
 }
 
 std::atomic<const ParallelBackend*> backend{nullptr};

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <chrono>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace quanto {
@@ -27,6 +28,40 @@ TEST(Parallel, VisitsEveryItemOnce) {
     for (const std::int64_t size : {1, 2, 63, 64, 1000}) {
       for (const std::int64_t grain : {1, 7, 2000})
         EXPECT_EQ(visits(size, grain), std::vector<int>(static_cast<std::size_t>(size), 1));
+    }
+  }
+}
+
+/// The pieces that a thread of `threads` takes which works alone.
+std::vector<std::pair<std::int64_t, std::int64_t>> pieces_of(std::int64_t thread, std::int64_t threads,
+                                                             std::int64_t size) {
+  std::vector<std::pair<std::int64_t, std::int64_t>> pieces;
+  SharedWork work(
+      size, 1, threads,
+      [](void* all, std::int64_t begin, std::int64_t end) {
+        static_cast<decltype(pieces)*>(all)->emplace_back(begin, end);
+      },
+      &pieces);
+  work.work(thread);
+  return pieces;
+}
+
+TEST(SharedWork, GivesAThreadItsOwnPartInOrderAndThenWhatOthersLeft) {
+  for (const std::int64_t threads : {1, 2, 5, 40}) {  // 40: more than are kept in place
+    for (const std::int64_t size : {1, 3, 64, 1000}) {
+      for (std::int64_t thread = 0; thread < threads; ++thread) {
+        const auto pieces = pieces_of(thread, threads, size);
+        std::vector<int> counts(static_cast<std::size_t>(size));
+        int jumps = 0;
+        for (std::size_t i = 0; i < pieces.size(); ++i) {
+          for (auto k = pieces[i].first; k < pieces[i].second; ++k) counts[static_cast<std::size_t>(k)]++;
+          jumps += i > 0 && pieces[i].first != pieces[i - 1].second;
+        }
+        EXPECT_EQ(counts, std::vector<int>(static_cast<std::size_t>(size), 1));
+        EXPECT_LE(jumps, 1) << "from the last part to the first";
+        EXPECT_NEAR(static_cast<double>(pieces.front().first), static_cast<double>(size * thread / threads),
+                    static_cast<double>(size) / 8);
+      }
     }
   }
 }

@@ -54,6 +54,12 @@ def test_wrapper_survives_copies(weight):
     assert torch.equal(type(weight).__tensor_unflatten__(inner, meta, weight.size(), weight.stride()), weight)
 
 
+def test_compiled_code_has_little_to_check(weight):
+    names, _ = weight.__tensor_flatten__()
+    assert all(type(getattr(weight, name)) is torch.Tensor for name in names)
+    assert weight.__tensor_flatten__() is weight.__tensor_flatten__()
+
+
 def test_deepcopy_and_clone_do_not_share_memory(weight):
     before = weight.dequantize()
     for other in (copy.deepcopy(weight), weight.clone()):

@@ -1,7 +1,10 @@
 // The one hook through which all parallel work goes: the host framework's pool inside it, ours elsewhere.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <memory>
 #include <type_traits>
 
 namespace quanto {
@@ -25,6 +28,53 @@ void set_thread_count(int threads);
 
 /// Threads of the current backend.
 int thread_count();
+
+/// How a backend hands out [0, size): each thread takes small pieces of a part of its own, one after the other, so that
+/// what it reads lies side by side in memory and can be fetched ahead; then it takes what is left of the others' parts,
+/// so that a slow thread holds up nobody.
+class SharedWork {
+ public:
+  /// `threads`: at least 1; pieces have at least `grain` items.
+  SharedWork(std::int64_t size, std::int64_t grain, std::int64_t threads, ParallelBody body, void* context)
+      : threads_(threads), body_(body), context_(context) {
+    constexpr std::int64_t kPiecesPerThread = 8;  // small enough to absorb a slow core, large enough for the counter
+    piece_ = std::max(grain, size / (threads * kPiecesPerThread));
+    if (threads > kInPlace) many_ = std::make_unique<Part[]>(static_cast<std::size_t>(threads));
+    parts_ = many_ == nullptr ? few_ : many_.get();
+    const std::int64_t pieces = (size + piece_ - 1) / piece_;
+    for (std::int64_t t = 0; t < threads; ++t) {
+      parts_[t].next.store(pieces * t / threads * piece_, std::memory_order_relaxed);
+      parts_[t].end = std::min(size, pieces * (t + 1) / threads * piece_);
+    }
+  }
+
+  /// What thread `thread` of [0, threads) does; all of it is done once every thread has returned, and if some of them
+  /// never come, once one has.
+  void work(std::int64_t thread) {
+    for (std::int64_t i = 0; i < threads_; ++i) {
+      Part& part = parts_[(thread + i) % threads_];
+      for (;;) {
+        const std::int64_t begin = part.next.fetch_add(piece_, std::memory_order_relaxed);
+        if (begin >= part.end) break;
+        body_(context_, begin, std::min(begin + piece_, part.end));
+      }
+    }
+  }
+
+ private:
+  static constexpr std::int64_t kInPlace = 16;
+  struct alignas(64) Part {  // a cache line of its own
+    std::atomic<std::int64_t> next{0};
+    std::int64_t end = 0;
+  };
+
+  std::int64_t threads_, piece_ = 1;
+  ParallelBody body_;
+  void* context_;
+  Part few_[kInPlace];
+  std::unique_ptr<Part[]> many_;
+  Part* parts_ = nullptr;
+};
 
 void parallel_run(std::int64_t size, std::int64_t grain, ParallelBody body, void* context);
 

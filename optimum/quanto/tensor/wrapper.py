@@ -44,11 +44,21 @@ class WrapperTensor(Tensor):
         """The tensor with these inner tensors and metadata; `size` and `stride` None where the metadata tells."""
         raise NotImplementedError
 
+    def parts(self) -> tuple[list[str], dict[str, Any]]:
+        """The names of the inner tensors, and the metadata, that copies, pickles and state dicts are made of."""
+        if type(self).__tensor_flatten__ is not WrapperTensor.__tensor_flatten__:
+            return self.__tensor_flatten__()  # of another library
+        return list(self.inner_names), {name: getattr(self, name) for name in self.meta_names}
+
+    def traced_parts(self) -> tuple[list[str], dict[str, Any]]:
+        """The same for tracing; `__tensor_unflatten__` takes both."""
+        return self.parts()
+
     def inner_tensors(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name) for name in self.__tensor_flatten__()[0]}
+        return {name: getattr(self, name) for name in self.parts()[0]}
 
     def metadata(self) -> dict[str, Any]:
-        return self.__tensor_flatten__()[1]
+        return self.parts()[1]
 
     def map_inner(self: Self, function: Callable[[str, Tensor], Tensor]) -> Self:
         """The same kind of tensor with every inner tensor replaced by `function(name, inner)`."""
@@ -56,7 +66,11 @@ class WrapperTensor(Tensor):
         return self.__tensor_unflatten__(inner, self.metadata(), self.size(), self.stride())
 
     def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
-        return list(self.inner_names), {name: getattr(self, name) for name in self.meta_names}
+        # Kept: the guards of compiled code ask for it several times on every call.
+        flattened: tuple[list[str], dict[str, Any]] | None = self.__dict__.get("_flattened")
+        if flattened is None:
+            flattened = self._flattened = self.traced_parts()
+        return flattened
 
     @classmethod
     def __tensor_unflatten__(

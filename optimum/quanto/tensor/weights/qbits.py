@@ -82,7 +82,9 @@ class WeightQBitsTensor(QBitsTensor):
         super().__init__(qtype, axis, group_size, size, stride, data, scale, shift)
         self._size = tuple(size)
         self._stride = tuple(stride)
-        # Asked on every forward: whether linear kernels read this layout; its bits, group size (or 0) and rows.
+        # Asked on every forward: the bytes of the codes; whether linear kernels read this layout; its bits, group size
+        # (or 0) and rows.
+        self._packed = data._data if isinstance(data, PackedTensor) else data
         self.takes_codes = axis == 0 and len(self._size) == 2 and isinstance(data, PackedTensor)
         self._layout = (qtype.bits, group_size or 0, self._size[0])
 
@@ -104,6 +106,26 @@ class WeightQBitsTensor(QBitsTensor):
             inner["_scale"],
             inner["_shift"],
         )
+
+    def traced_parts(self) -> tuple[list[str], dict[str, Any]]:
+        data = self._data
+        if type(data) is not PackedTensor:
+            return self.parts()
+        # The bytes themselves: a wrapper between them and the weight would have guards of its own on every call.
+        return ["_packed", "_scale", "_shift"], {**self.metadata(), "_packing": data.metadata()}
+
+    @classmethod
+    def __tensor_unflatten__(
+        cls,
+        inner_tensors: Mapping[str, Tensor],
+        meta: Mapping[str, Any],
+        outer_size: torch.Size | None,
+        outer_stride: tuple[int, ...] | None,
+    ) -> "WeightQBitsTensor":
+        if "_packing" in meta:
+            data = PackedTensor.from_parts({"_data": inner_tensors["_packed"]}, meta["_packing"], None, None)
+            inner_tensors = {**inner_tensors, "_data": data}
+        return cls.from_parts(inner_tensors, meta, outer_size, outer_stride)
 
     @classmethod
     def create(
@@ -204,15 +226,13 @@ class WeightQBitsTensor(QBitsTensor):
             return torch.nn.functional.linear(plain, self.dequantize(), bias)
         if codes is not None:
             return self.linear_of_codes(codes._data, codes._scale, bias)
-        packed: Any = self._data
-        return linear_qbits(input, packed._data, scale, self._shift, *self._layout, bias)
+        return linear_qbits(input, self._packed, scale, self._shift, *self._layout, bias)
 
     def linear_of_codes(self, codes: Tensor, codes_scale: Tensor, bias: Tensor | None) -> Tensor:
         """`linear` of 8-bit codes `(..., K)` with a scale for all of them or for each row; without gradients."""
-        packed: Any = self._data
         scale = self._scale
         return torch.ops.quanto.linear_codes_qbits(
-            codes, codes_scale, packed._data, scale, self._shift, *self._layout, bias, scale.dtype
+            codes, codes_scale, self._packed, scale, self._shift, *self._layout, bias, scale.dtype
         )
 
     def conv(self, input: Tensor, bias: Tensor | None, walk: ConvWalk) -> Tensor:
@@ -222,16 +242,15 @@ class WeightQBitsTensor(QBitsTensor):
         if self._axis != 0 or not isinstance(self._data, PackedTensor):
             return convolve(input, self.dequantize(), bias, *walk)
         layout = PackedLayout(self._qtype.bits, self._group_size or 0, self._size)
-        return conv_qbits(input, self._data._data, scale, self._shift, layout, bias, walk)
+        return conv_qbits(input, self._packed, scale, self._shift, layout, bias, walk)
 
     def embedding(self, indices: Tensor) -> Tensor:
         """The rows that `indices` name, dequantized."""
         if not self.takes_codes:
             return torch.nn.functional.embedding(indices, self.dequantize())
-        packed: Any = self._data
         bits, group_size, rows = self._layout
         return embedding_qbits(
-            indices, packed._data, self._scale, self._shift, bits, group_size, (rows, self._size[1])
+            indices, self._packed, self._scale, self._shift, bits, group_size, (rows, self._size[1])
         )
 
 
