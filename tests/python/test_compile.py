@@ -135,3 +135,12 @@ def test_generate_with_a_static_cache(weights):
     found = model.generate(ids, **options, compile_config=compile_config)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.Linear(32, 64), torch.nn.Conv2d(32, 64, 3)], ids=["Linear", "Conv2d"])
+def test_traces_of_torchscript_can_be_saved(qtype_name, layer, tmp_path):
+    x = torch.randn(5, 32) if isinstance(layer, torch.nn.Linear) else torch.randn(1, 32, 5, 5)
+    model = quantized(torch.nn.Sequential(copy.deepcopy(layer), torch.nn.ReLU()), qtype_name, None, x)
+    assert model[0].bias.requires_grad
+    torch.jit.trace(model, x).save(tmp_path / "model.pt")  # which compares it with a trace without gradients
+    assert torch.equal(torch.jit.load(tmp_path / "model.pt")(x + 1), model(x + 1))

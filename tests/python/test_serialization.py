@@ -225,3 +225,37 @@ def test_files_are_as_large_as_the_tensors(weights, tmp_path):
     ):
         write(tmp_path / "file")
         assert model_bytes(model) <= (tmp_path / "file").stat().st_size <= model_bytes(model) + 16384
+
+
+@pytest.mark.parametrize("weights", ["qint8", "qint4", "qfloat8"])
+def test_keys_have_the_order_of_0_2_7(weights):
+    model = torch.nn.Sequential(torch.nn.Linear(32, 8), torch.nn.Linear(8, 4, bias=False))
+    quantize(model, weights=weights)
+    freeze(model)
+    parts = ["_data._data", "_scale", "_shift"] if weights == "qint4" else ["_data", "_scale"]
+    weight, scales = [f"weight.{part}" for part in parts], ["input_scale", "output_scale"]
+    expected = [*(f"0.{key}" for key in [*weight, "bias", *scales]), *(f"1.{key}" for key in [*weight, *scales])]
+    assert list(model.state_dict()) == expected
+
+
+def _answer(model, x, answers):
+    answers.put(model(x).sum().item())
+    model[0].weight._scale.mul_(2)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+def test_processes_share_a_model(weights, method):
+    model, x = torch.nn.Sequential(torch.nn.Linear(32, 8, bias=False)).requires_grad_(False), torch.ones(1, 32)
+    quantize(model, weights=weights)
+    freeze(model)
+    assert not model[0].weight.is_shared()
+    model.share_memory()
+    assert model[0].weight.is_shared()
+    context = torch.multiprocessing.get_context(method)
+    answers, expected, scale = context.Queue(), model(x).sum().item(), model[0].weight._scale.clone()
+    process = context.Process(target=_answer, args=(model, x, answers))
+    process.start()
+    assert answers.get(timeout=60) == expected
+    process.join(timeout=120)
+    assert torch.equal(model[0].weight._scale, 2 * scale)

@@ -267,3 +267,16 @@ def test_no_memory_of_rounded_weights_outlives_the_training(end):
         del model
         gc.collect()
         assert _megabytes() < before - 80  # all three
+
+
+@pytest.mark.parametrize("weights", ["qint8", "qfloat8_e4m3fn"])
+@pytest.mark.parametrize("input_dtype", [torch.float16, torch.int32])
+def test_inputs_of_another_dtype_are_taken_before_and_after_freezing(weights, input_dtype):
+    model, x = network(), torch.randint(-3, 4, (5, 96)).to(input_dtype)
+    quantize(model, weights=weights)
+    output = model(x)
+    assert torch.equal(output, model(x.float()))
+    output.sum().backward()
+    assert model[0].weight.grad.any()
+    freeze(model)
+    assert torch.allclose(model(x), output, atol=1e-5)

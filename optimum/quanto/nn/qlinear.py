@@ -19,6 +19,8 @@ def linear(module: QModuleMixin, input: Tensor) -> Tensor:
         return linear_per_token(input, weight, module.bias, module.dynamic_qtype.dtype)
     if isinstance(weight, _WEIGHTS):
         return weight.linear(input, module.bias)
+    if module.weight_qtype is not None and module.weight_qtype.bits == 8 and input.dtype != weight.dtype:
+        input = input.to(weight.dtype)  # as the frozen weight does
     return torch.nn.functional.linear(input, weight, module.bias)
 
 

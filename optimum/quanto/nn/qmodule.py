@@ -471,11 +471,14 @@ class QModuleMixin(ABC):
         return quantized.dequantize() if torch.compiler.is_exporting() else quantized
 
     def _save_to_state_dict(self, destination: MutableMapping[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
-        if isinstance(self.weight, QTensor):
-            # Inner tensors in the place of the wrapper, so that any file format can store them.
-            del destination[prefix + "weight"]
-            self.weight.save_to_state_dict(destination, prefix + "weight.", keep_vars)
+        own: dict[str, Any] = {}
+        super()._save_to_state_dict(own, prefix, keep_vars)  # type: ignore[misc]
+        for key, value in own.items():
+            if key == prefix + "weight" and isinstance(self.weight, QTensor):
+                # Inner tensors in the place of the wrapper, so that any file format can store them.
+                self.weight.save_to_state_dict(destination, key + ".", keep_vars)
+            else:
+                destination[key] = value
 
     def _load_from_state_dict(
         self,

@@ -113,7 +113,7 @@ def _conv(input: Tensor, bias: Tensor | None, layout: PackedLayout | None, walk:
     if not runs_kernels(walk, batch * math.prod(walk.outputs(input.shape, size)), size[0]):
         return compositions.convolve(input, _dequantize(layout, parts).to(input.dtype), bias, *walk)
     needs_grad = input.requires_grad or (bias is not None and bias.requires_grad)
-    if needs_grad and torch.is_grad_enabled():
+    if needs_grad and torch.is_grad_enabled() and not torch.jit.is_tracing():  # whose graphs are for inference
         return _Conv.apply(input, bias, layout, walk, *parts)
     return _run(input, bias, layout, walk, parts)
 

@@ -71,7 +71,10 @@ def _float_grads(
 
 
 def _needs_grad(input: Tensor, bias: Tensor | None) -> bool:
-    return input.requires_grad or (bias is not None and bias.requires_grad)
+    if not (input.requires_grad or (bias is not None and bias.requires_grad)):
+        return False
+    # A graph of torch.jit.trace cannot hold an autograd.Function; it is for inference.
+    return not torch.jit.is_tracing()
 
 
 def linear_qbytes(input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

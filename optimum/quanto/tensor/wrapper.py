@@ -115,6 +115,16 @@ class WrapperTensor(Tensor):
             else:
                 destination[prefix + name] = inner if keep_vars else inner.detach()
 
+    def share_memory_(self: Self) -> Self:
+        """Move every inner tensor into memory that processes share. Torch would look for bytes of the wrapper."""
+        for inner in self.inner_tensors().values():
+            inner.share_memory_()
+        return self
+
+    def is_shared(self) -> bool:
+        """Whether every inner tensor lies in memory that processes share."""
+        return all(inner.is_shared() for inner in self.inner_tensors().values())
+
     def equal(self, other: Any) -> bool:
         """Same type, same metadata, and the same values in every inner tensor."""
         if type(self) is not type(other) or self.size() != other.size() or self.metadata() != other.metadata():
