@@ -48,9 +48,9 @@ class AbsmaxObserver(Observer):
 
     def __call__(self, sample: Tensor, qtype: qtype, scale: Tensor, state: MutableMapping[str, Tensor]) -> Tensor:
         new_scale = torch.ops.quanto.absmax_scale(sample, qtype.name, None)
-        if torch.all(scale == 1):  # the value of a module that saw no sample
-            return new_scale
-        return self.momentum * scale + new_scale * (1.0 - self.momentum)
+        averaged = self.momentum * scale + new_scale * (1.0 - self.momentum)
+        # One is the value of a module that saw no sample. No `if`: a scale on the meta device has no value to ask for.
+        return torch.where(scale == 1, new_scale, averaged)
 
 
 class _HistogramObserver(Observer):

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import is_fake
 
 from .nn import QModuleMixin
 from .nn.qmodule import reason_left_float
@@ -126,8 +127,10 @@ def _storage(t: torch.Tensor) -> Any:
     """What two names of the same bytes have in common: a quantized weight may have several wrappers."""
     if isinstance(t, QTensor | PackedTensor):
         return tuple(_storage(inner) for inner in t.inner_tensors().values())
-    if t.device.type == "meta" or t.numel() == 0:
+    if t.numel() == 0:
         return id(t)
+    if t.device.type == "meta" or is_fake(t):  # without an address
+        return (t.untyped_storage()._cdata, t.storage_offset())
     return (t.device, t.untyped_storage().data_ptr(), t.storage_offset(), t.numel())
 
 

@@ -144,3 +144,13 @@ def test_traces_of_torchscript_can_be_saved(qtype_name, layer, tmp_path):
     assert model[0].bias.requires_grad
     torch.jit.trace(model, x).save(tmp_path / "model.pt")  # which compares it with a trace without gradients
     assert torch.equal(torch.jit.load(tmp_path / "model.pt")(x + 1), model(x + 1))
+
+
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+def test_an_exported_program_can_be_saved(weights, activations, tmp_path):
+    x = torch.randn(4, 64)
+    model = quantized(torch.nn.Sequential(Block(), torch.nn.Linear(64, 48)), weights, activations, x).eval()
+    torch.export.save(torch.export.export(model, (x,)), tmp_path / "program.pt2")
+    with torch.no_grad():
+        loaded = torch.export.load(tmp_path / "program.pt2").module()
+        assert torch.allclose(loaded(x), plain(model(x)), atol=1e-5)

@@ -49,13 +49,18 @@ def plain(output):
     return output.dequantize() if isinstance(output, QTensor) else output
 
 
-def quantized(model, weights, activations, x):
+def calibrated(model, weights, activations, x, observer):
     quantize(model, weights=weights, activations=activations)
     if activations is not None:
-        with torch.no_grad(), Calibration():
-            model(x)
+        with torch.no_grad(), Calibration(observer=observer):
+            for _ in range(2):
+                model(x)
     freeze(model)
     return model
+
+
+def quantized(model, weights, activations, x):
+    return calibrated(model, weights, activations, x, "absmax")
 
 
 def as_bytes(t):
@@ -137,23 +142,26 @@ def test_mixed_devices_are_an_error(device):
         model(torch.randn(4, 160))
 
 
-def test_meta(qtype_name):
-    model = float_model().to("meta")
-    quantize(model, weights=qtype_name)
-    freeze(model)
-    expected = quantized(float_model(), qtype_name, None, None).state_dict()
+@pytest.mark.parametrize("observer", ["absmax", "percentile", "mse"])
+def test_meta(qtype_name, activations, observer):
+    model = calibrated(float_model().to("meta"), qtype_name, activations, torch.empty(4, 160, device="meta"), observer)
+    expected = calibrated(float_model(), qtype_name, activations, torch.randn(4, 160), observer).state_dict()
+    assert model.state_dict().keys() == expected.keys()
     for name, t in model.state_dict().items():
         assert (t.device.type, t.shape, t.dtype) == ("meta", expected[name].shape, expected[name].dtype), name
     output = model(torch.empty(4, 160, device="meta"))
     assert (output.device.type, output.shape) == ("meta", (4, 48))
+    model.load_state_dict(expected, assign=True)
+    x = torch.randn(4, 160)
+    assert plain(model(x)).isfinite().all()
 
 
-def test_fake_tensors(qtype_name, activations):
+@pytest.mark.parametrize("observer", ["absmax", "percentile", "mse"])
+def test_fake_tensors(qtype_name, activations, observer):
     with FakeTensorMode():
-        model = float_model()
-        quantize(model, weights=qtype_name, activations=activations)
-        freeze(model)
+        model = calibrated(float_model(), qtype_name, activations, torch.randn(4, 160), observer)
         output = model(torch.randn(4, 160))
         assert isinstance(output, FakeTensor | ActivationQBytesTensor)
         assert output.shape == (4, 48)
+        model.load_state_dict(model.state_dict(), assign=True)
         assert all(isinstance(t, FakeTensor) for t in inner_tensors(model))

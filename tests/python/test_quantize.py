@@ -304,7 +304,9 @@ def test_whole_models_can_be_pickled(qtype_name):
     model, x, buffer = frozen(qtype_name), sample(), io.BytesIO()
     torch.save(model, buffer)
     buffer.seek(0)
-    assert torch.equal(torch.load(buffer, weights_only=False)(x), model(x))
+    loaded = torch.load(buffer, weights_only=False)
+    assert torch.equal(loaded(x), model(x))
+    assert [isinstance(p, torch.nn.Parameter) for p in loaded.parameters()] == [True] * len(list(model.parameters()))
 
 
 def test_layer_norm_is_quantized_for_activations_only():

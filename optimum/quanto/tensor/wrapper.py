@@ -94,6 +94,7 @@ class WrapperTensor(Tensor):
             self.size(),
             self.stride(),
             self.requires_grad,
+            isinstance(self, torch.nn.Parameter),
         )
 
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
@@ -169,8 +170,11 @@ def _rebuild(
     size: torch.Size,
     stride: tuple[int, ...],
     requires_grad: bool,
+    is_parameter: bool = False,
 ) -> WrapperTensor:
     rebuilt = cls.__tensor_unflatten__(inner, meta, size, stride)
+    if is_parameter:
+        return torch.nn.Parameter(rebuilt, requires_grad)
     rebuilt.requires_grad_(requires_grad)
     return rebuilt
 
