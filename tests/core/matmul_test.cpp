@@ -149,23 +149,42 @@ TEST_P(Matmul, GivesTheSameBytesForAnyNumberOfThreads) {
   });
 }
 
+/// `some` rows on their own, from each of a batch on, against the whole batch.
+void expect_same_bytes_in_parts(const CaseShape& shape, std::int64_t some) {
+  MatmulCase batch(shape);
+  batch.run();
+  const auto all = batch.result();
+  const std::size_t row_bytes = static_cast<std::size_t>(shape.N) * dtype_size(shape.x_dtype);
+  for (std::int64_t m = 0; m + some <= shape.M; ++m) {
+    ActivationView part = batch.x();
+    part.rows = some;
+    part.data = batch.x_data() + static_cast<std::size_t>(m * part.row_stride) * dtype_size(shape.x_dtype);
+    if (matmul_kernel_name(part, batch.w()) != matmul_kernel_name(batch.x(), batch.w())) continue;
+    std::vector<std::uint8_t> y(row_bytes * static_cast<std::size_t>(some));
+    matmul(part, batch.w(), batch.bias(), y.data());
+    EXPECT_TRUE(std::equal(y.begin(), y.end(), all.begin() + m * static_cast<std::ptrdiff_t>(row_bytes)))
+        << some << " rows from " << m << " of " << describe(shape);
+  }
+}
+
 TEST_P(Matmul, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
   for_each_isa([&](const IsaInfo&) {
     for (const auto& [M, some] : {std::pair{7, 1}, std::pair{16, 9}, std::pair{30, 13}, std::pair{70, 7},
                                   std::pair{70, 23}, std::pair{70, 35}}) {
-      MatmulCase batch(shape(M, 66, 256));
-      batch.run();
-      const auto all = batch.result();
-      const std::size_t row_bytes = 66 * dtype_size(dtype());
-      for (std::int64_t m = 0; m + some <= M; ++m) {
-        ActivationView part = batch.x();
-        part.rows = some;
-        part.data = batch.x_data() + static_cast<std::size_t>(m * part.row_stride) * dtype_size(dtype());
-        if (matmul_kernel_name(part, batch.w()) != matmul_kernel_name(batch.x(), batch.w())) continue;
-        std::vector<std::uint8_t> y(row_bytes * static_cast<std::size_t>(some));
-        matmul(part, batch.w(), batch.bias(), y.data());
-        EXPECT_TRUE(std::equal(y.begin(), y.end(), all.begin() + static_cast<std::ptrdiff_t>(m * row_bytes)))
-            << some << " rows from " << m << " of " << M;
+      expect_same_bytes_in_parts(shape(M, 66, 256), some);
+    }
+  });
+}
+
+/// Where K is deeper than what is multiplied at once, which depends on the number of rows.
+TEST_P(Matmul, GivesARowTheSameBytesHoweverDeepItsBlocksAre) {
+  for_each_isa([&](const IsaInfo&) {
+    for (const auto& [M, some] : {std::pair{2, 1}, std::pair{8, 1}, std::pair{10, 3}, std::pair{12, 5}}) {
+      for (const std::int64_t group_size : {0, 96, 128, 160}) {
+        if (group_size != 0 && !is_affine(qtype())) continue;
+        CaseShape s = shape(M, 20, group_size == 0 ? 5003 : 5000 / group_size * group_size);
+        s.group_size = group_size;
+        expect_same_bytes_in_parts(s, some);
       }
     }
   });
