@@ -4,9 +4,9 @@
 #include "kernels/amx_int8-inl.h"
 #include "kernels/amx_panel-inl.h"
 #include "kernels/amx_rows-inl.h"
-#include "kernels/codes_panel-inl.h"
 #include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
+#include "kernels/panel-inl.h"
 
 namespace quanto::kernels {
 namespace {
@@ -49,7 +49,7 @@ constexpr MatmulKernel kBf16Kernels[] = {
 };
 
 template <QType kQType>
-constexpr MatmulKernel kInt8Kernels[] = {CodesPanel<Int8Tiles, kQType, 2, 16, 17>::kKernel};
+constexpr MatmulKernel kInt8Kernels[] = {DecodedPanel<Int8Tiles, kQType, 2, 16, 17>::kKernel};
 
 template <QType kQType>
 constexpr void fill_cells(KernelTable& table) {

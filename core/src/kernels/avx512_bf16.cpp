@@ -2,43 +2,43 @@
 // activations meet float8 codes that are looked up. All other cells are left to the kernels of AVX-512.
 #include "kernels/bf16_codes-inl.h"
 #include "kernels/bf16_steps-inl.h"
-#include "kernels/codes_panel-inl.h"
 #include "kernels/few_rows-inl.h"
 #include "kernels/int8_dots-inl.h"
+#include "kernels/panel-inl.h"
 
 namespace quanto::kernels {
 namespace {
 
-// Where a panel for 32 rows costs what few rows do: 18 to 22; one for 16 is cheaper for integers.
-constexpr std::int64_t kFewestPanelRows = 20;
+// From where a panel costs no more than few rows do. Few rows unpack packed codes faster than a panel stores them.
+constexpr std::int64_t kFewestPackedPanelRows = 20;
+constexpr std::int64_t kFewestPanelRows = 13;
 constexpr std::int64_t kFewestInt8PanelRows = 13;
 
 // Sums in registers: with 4 vectors of rows and a pair of weights they fill 32.
 constexpr int kRowVectors = 4, kTile = 6;
 
-template <QType kQType>
-constexpr MatmulKernel kBf16Panel =
-    CodesPanel<Bf16Pairs<kQType>, kQType, kRowVectors, kTile, kFewestPanelRows>::kKernel;
+template <QType kQType, std::int64_t kFewestRows>
+constexpr MatmulKernel kBf16Panel = DecodedPanel<Bf16Pairs<kQType>, kQType, kRowVectors, kTile, kFewestRows>::kKernel;
 
 template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Panel<kQType>,
+      kBf16Panel<kQType, kFewestPanelRows>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
   };
 };
 template <QType kQType>
 struct Cell<kQType, true> {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Panel<kQType>,
-      kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
-      kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPanelRows - 1>,
+      kBf16Panel<kQType, kFewestPackedPanelRows>,
+      kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPackedPanelRows - 1>,
+      kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPackedPanelRows - 1>,
   };
 };
 
 template <QType kQType>
 constexpr MatmulKernel kInt8Kernels[] = {
-    CodesPanel<Int8Quads, kQType, kRowVectors, kTile, kFewestInt8PanelRows>::kKernel,
+    DecodedPanel<Int8Quads, kQType, kRowVectors, kTile, kFewestInt8PanelRows>::kKernel,
     kFewRowsKernel<Int8QuadDots<kQType>, DType::float32, kFewestInt8PanelRows - 1>,
 };
 

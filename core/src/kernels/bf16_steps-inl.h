@@ -1,4 +1,4 @@
-// How codes of weights meet bfloat16 activations in dot products of pairs, for the panel of codes_panel-inl.h. For
+// How codes of weights meet bfloat16 activations in dot products of pairs, for the panel of panel-inl.h. For
 // units with AVX-512 VBMI and BF16. Internal linkage, no std.
 #pragma once
 

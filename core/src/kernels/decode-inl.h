@@ -126,17 +126,24 @@ inline void decode_field(const std::uint8_t* bytes, std::int64_t n, int field, S
 }
 
 /// The weights of channel n for k in [begin, end). Grouped row r = n * groups + j has its codes in the field
-/// r / packed_rows of packed row r % packed_rows, whatever N is.
+/// r / packed_rows of packed row r % packed_rows, whatever N is. Divisions take as long as some vectors of weights.
 template <int kBits>
 inline void decode_affine_channel(const MatmulArgs& a, std::int64_t n, std::int64_t begin, std::int64_t end,
                                   float* out) {
-  for (std::int64_t k = begin; k < end;) {
-    const std::int64_t j = k / a.group_size, within = k % a.group_size;
-    const std::int64_t count = smaller(a.group_size - within, end - k);
-    const std::int64_t r = n * a.groups + j;
-    const std::uint8_t* bytes = a.w + r % a.packed_rows * a.group_size + within;
-    decode_field<kBits>(bytes, count, static_cast<int>(r / a.packed_rows), scale_offset(a, r), out + (k - begin));
-    k += count;
+  const std::int64_t j = begin / a.group_size;
+  std::int64_t r = n * a.groups + j, within = begin - j * a.group_size;
+  int field = 0;
+  std::int64_t row = r;
+  for (; row >= a.packed_rows; row -= a.packed_rows) ++field;
+  for (std::int64_t left = end - begin; left > 0; ++r, ++row, within = 0) {
+    if (row == a.packed_rows) {
+      row = 0;
+      ++field;
+    }
+    const std::int64_t count = smaller(a.group_size - within, left);
+    decode_field<kBits>(a.w + row * a.group_size + within, count, field, scale_offset(a, r), out);
+    out += count;
+    left -= count;
   }
 }
 

@@ -55,6 +55,7 @@ struct LaneSteps {
   static constexpr bool kTiles = false;
   static constexpr std::int64_t kStepsAtOnce = 1;
   static constexpr bool kIntegers = true;
+  static constexpr bool kMultipliesCodes = true;
   static constexpr bool kTakesAllValues = true;
   using Sum = IntLanes;
   using Activation = std::int8_t;

@@ -1,254 +1,461 @@
-// The kernel for many rows: decode a block of weights to float32 once, then multiply all rows with it in registers.
+// The kernel for many rows: decode a block of weights once, then multiply all rows with it in registers.
 //
-// Rows of activations are the lanes of a vector, because that keeps the decoded weights in the order of the checkpoint
-// (a contiguous run for each channel) and makes every weight a broadcast. prepare() transposes the activations into
-// blocks of kBlockRows rows; run() holds kTile channels x kBlockRows rows of sums in registers while it walks along K.
+// Rows of activations are the lanes of a vector, because that keeps what is decoded in the order of the checkpoint (a
+// contiguous run for each channel) and makes every weight a broadcast, or Step::kStep neighbours along K of them.
+// prepare() transposes the activations into blocks of rows; run() holds kTile channels x kRowVectors vectors of sums in
+// registers while it walks along K.
 //
-// The including unit defines `Simd`: V, kLanes, load, store, broadcast, multiply_add; kRowVectors and kTile, the shape
-// of the sums in registers; kFewestPanelRows, from which on this beats the kernel of rows-inl.h; and Narrow, vectors of
-// half the width (or Simd itself).
+// Step says what is multiplied: float32 weights (float_steps-inl.h), or codes as they are, with bfloat16 activations
+// (bf16_steps-inl.h) or with int8 ones, in vectors (int8_steps-inl.h) or in AMX tiles (amx_int8-inl.h). Sums of codes
+// are scaled where a group ends and added up in float32 in the order of K; what its shift contributes comes from the
+// sum of its activations (see few_rows-inl.h).
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "kernels/args-inl.h"
-#include "kernels/codes_panel-inl.h"
-#include "kernels/decode-inl.h"
-#include "kernels/few_rows-inl.h"
-#include "kernels/int8_dots-inl.h"
-#include "kernels/int8_rows-inl.h"
+#include "kernels/dots-inl.h"
+#include "kernels/int8_steps-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/panel_units-inl.h"
-#include "kernels/rows-inl.h"
 #include "kernels/transpose-inl.h"
 
 namespace quanto::kernels {
 namespace {
 
-constexpr std::int64_t kBlockRows = Simd::kLanes * Simd::kRowVectors;
-constexpr std::int64_t kTile = Simd::kTile;
-constexpr std::int64_t kPanelChannels = 8 * kTile;  // decoded together, so that a block of activations is read from L2
-constexpr std::int64_t kPanelDepth = 512;           // with 48 channels: 96 KiB of decoded weights
-constexpr std::int64_t kPanelRows = 512;            // rows that share one decoding: 96 KiB of sums
+/// kRowVectors x kTile sums are in registers at once.
+template <class Step, QType kQType, int kRowVectors, int kTile, std::int64_t kFewestRows>
+struct DecodedPanel {
+  /// Whether sums are scaled group by group.
+  static constexpr bool kGrouped = is_affine_qtype(kQType) && Step::kMultipliesCodes;
+  static constexpr bool kHasSums = kGrouped || Step::kCentre != 0;
+  static constexpr int kSums = kRowVectors * kTile;
+  static constexpr std::int64_t kBlockRows = kRowVectors * kLanes;
+  static constexpr std::int64_t kChannels = 8 * kTile;
+  /// Decoded at once, along K.
+  static constexpr std::int64_t kDepth = Step::kTiles ? 1024 : sizeof(typename Step::Code) == 4 ? 256 : 512;
+  static constexpr std::int64_t kSquare = 32;  // channels and rows of what tiles multiply at once
+  static constexpr std::int64_t kRows = Step::kTiles ? 576 : 512;
+  /// From the sums of a channel to those of the next, not a power of two: their cache lines would share sets.
+  static constexpr std::int64_t kSumsApart = Step::kTiles ? kRows : kRows + kLanes;
+  /// Whole vectors of codes are written, past the end of a group by up to 63.
+  static constexpr std::int64_t kCodes = kDepth + 64;
+  using Code = typename Step::Code;
+  using Sum = typename Step::Sum;
+  using Activation = typename Step::Activation;
+  using Unit = PanelUnit<kChannels, kRows>;
 
-/// The transposed activations: blocks of kBlockRows rows, each K x kBlockRows, the last one filled up with zeros.
-inline float* block_at(const MatmulArgs& a, std::int64_t block, std::int64_t k) {
-  return static_cast<float*>(a.workspace) + (block * a.K + k) * kBlockRows;
-}
-
-std::size_t panel_workspace_bytes(const MatmulArgs& a) {
-  return static_cast<std::size_t>(ceil_div(a.M, kBlockRows) * kBlockRows * a.K) * sizeof(float);
-}
-
-/// kLanes rows from m on, as many columns from k on.
-template <DType kDType>
-inline void prepare_square(const MatmulArgs& a, std::int64_t m, std::int64_t k) {
-  const auto count = static_cast<int>(smaller(kLanes, a.K - k));
-  BitLanes square[kLanes];
-  for (std::int64_t r = 0; r < kLanes; ++r) {
-    const std::int64_t from = (m + r) * a.x_stride + k;
-    square[r] = m + r >= a.M      ? BitLanes{}
-                : count == kLanes ? bits_from_float(load_floats(a.x, kDType, from, kLanes))
-                                  : bits_from_float(load_floats(a.x, kDType, from, count));
+  static const Activation* row(const MatmulArgs& a, std::int64_t m) {
+    return static_cast<const Activation*>(a.x) + m * a.x_stride;
   }
-  transpose(square);
-  float* out = block_at(a, m / kBlockRows, k) + m % kBlockRows;
-  for (int column = 0; column < count; ++column) store(out + column * kBlockRows, square[column], kLanes);
-}
 
-/// Squares of kLanes rows, each by whoever has its first one; the last rows of a block may not exist.
-template <DType kDType>
-void panel_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
-  static_assert(kBlockRows % kLanes == 0);
-  const std::int64_t filled = end == a.M ? round_up(a.M, kBlockRows) : end;
-  for (std::int64_t m = round_up(begin, kLanes); m < filled; m += kLanes) {
-    for (std::int64_t k = 0; k < a.K; k += kLanes) prepare_square<kDType>(a, m, k);
+  /// What prepare() leaves for run(): the lanes of a block of rows beside each other, step by step; the sums of the
+  /// activations of their groups as floats, which hold those of integers exactly; and whether a row's activations are
+  /// values that Step serves. Missing rows and codes are zeros.
+  struct Prepared {
+    std::uint32_t* lanes;
+    float* sums;
+    bool* plain;
+    std::int64_t rows, blocks, steps, groups;
+
+    explicit Prepared(const MatmulArgs& a)
+        : lanes(static_cast<std::uint32_t*>(a.workspace)),
+          rows(round_up(a.M, Step::kTiles ? kBlockRows : kLanes)),
+          blocks(ceil_div(a.M, kBlockRows)),
+          steps(round_up(ceil_div(a.K, Step::kStep), Step::kStepsAtOnce)),
+          groups(kHasSums ? a.groups : 0) {
+      sums = reinterpret_cast<float*>(lanes + blocks * steps * kBlockRows);
+      plain = reinterpret_cast<bool*>(sums + blocks * groups * kBlockRows);
+    }
+    std::size_t bytes() const {
+      return static_cast<std::size_t>(blocks * kBlockRows) * (static_cast<std::size_t>(steps + groups) * 4 + 1);
+    }
+    /// Rows of a block; the last one is as narrow as can be, so that a few rows lie close together in the cache.
+    std::int64_t width(std::int64_t block) const { return smaller(kBlockRows, rows - block * kBlockRows); }
+    std::uint32_t* lanes_at(std::int64_t block, std::int64_t step) const {
+      return lanes + block * steps * kBlockRows + step * width(block);
+    }
+    float* sums_at(std::int64_t block, std::int64_t group) const {
+      return sums + (block * groups + group) * kBlockRows;
+    }
+  };
+
+  static std::size_t workspace_bytes(const MatmulArgs& a) { return Prepared(a).bytes(); }
+
+  /// kLanes rows from m on and as many steps from `step` on.
+  static void prepare_square(const MatmulArgs& a, const Prepared& p, std::int64_t m, std::int64_t step) {
+    BitLanes rows[kLanes];
+    const std::int64_t k = step * Step::kStep;
+    for (std::int64_t r = 0; r < kLanes; ++r) {
+      rows[r] =
+          m + r < a.M ? Step::load_activations(row(a, m + r) + k, smaller(a.K - k, kLanes * Step::kStep)) : BitLanes{};
+    }
+    transpose(rows);
+    std::uint32_t* out = p.lanes_at(m / kBlockRows, step) + m % kBlockRows;
+    const std::int64_t count = smaller(kLanes, p.steps - step), apart = p.width(m / kBlockRows);
+    for (std::int64_t s = 0; s < count; ++s) __builtin_memcpy(out + s * apart, &rows[s], sizeof(rows[s]));
   }
-}
 
-/// The activations that the next block will read are fetched from the L3 cache meanwhile, a part with each tile:
-/// waiting for them took a quarter of the time for 512 rows.
-constexpr std::int64_t kFetchedAtOnce = kBlockRows * kTile / kPanelChannels;
-
-/// sums[c][rows] += w[c][k] * x[k][rows] over k, for kChannels channels and kVectors vectors of rows.
-template <class Vec, int kChannels, int kVectors>
-inline void multiply_tile(const float* x, const float* w, std::int64_t depth, const float* next, float* sums) {
-  using V = typename Vec::V;
-  V acc[kChannels][kVectors];
-  for (int c = 0; c < kChannels; ++c) {
-    for (int v = 0; v < kVectors; ++v) acc[c][v] = Vec::load(sums + c * kPanelRows + v * Vec::kLanes);
+  /// The sums of row m, which may be a missing one, and whether it is plain.
+  static void summarize_row(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
+    float* sums = kHasSums ? p.sums_at(m / kBlockRows, 0) + m % kBlockRows : nullptr;
+    bool plain = true;
+    for (std::int64_t j = 0; j < a.groups; ++j) {
+      const float sum = m < a.M ? Step::sum_of(row(a, m) + j * a.group_size, a.group_size, plain) : 0.0f;
+      if constexpr (kHasSums) sums[j * kBlockRows] = sum;
+    }
+    p.plain[m] = plain;
   }
-  for (std::int64_t k = 0; k < depth; ++k) {
-    __builtin_prefetch(next + k * kFetchedAtOnce, 0, 2);
-    V rows[kVectors];
-    for (int v = 0; v < kVectors; ++v) rows[v] = Vec::load(x + k * kBlockRows + v * Vec::kLanes);
-    for (int c = 0; c < kChannels; ++c) {
-      const V weight = Vec::broadcast(w[c * kPanelDepth + k]);
-      for (int v = 0; v < kVectors; ++v) acc[c][v] = Vec::multiply_add(weight, rows[v], acc[c][v]);
+
+  /// Squares of kLanes rows, each by whoever has its first one.
+  static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
+    const Prepared p(a);
+    const std::int64_t filled = end == a.M ? p.rows : end;
+    for (std::int64_t m = round_up(begin, kLanes); m < filled; m += kLanes) {
+      for (std::int64_t step = 0; step < p.steps; step += kLanes) prepare_square(a, p, m, step);
+    }
+    if constexpr (kHasSums || !Step::kTakesAllValues) {
+      for (std::int64_t m = begin; m < filled; ++m) summarize_row(a, p, m);
     }
   }
-  for (int c = 0; c < kChannels; ++c) {
-    for (int v = 0; v < kVectors; ++v) Vec::store(sums + c * kPanelRows + v * Vec::kLanes, acc[c][v]);
+
+  static bool serves_values(const MatmulArgs& a) {
+    const Prepared p(a);
+    bool plain = true;
+    for (std::int64_t m = 0; m < a.M; ++m) plain &= p.plain[m];
+    return plain;
   }
-}
 
-template <class Vec, int kChannels, int kVectors>
-inline void multiply_tiles(std::int64_t channels, const float* x, const float* w, std::int64_t depth, const float* next,
-                           float* sums) {
-  static_assert(kPanelChannels % kChannels == 0);
-  for (std::int64_t c = 0; c < channels; c += kChannels) {
-    multiply_tile<Vec, kChannels, kVectors>(x, w + c * kPanelDepth, depth, next + c / kTile * depth * kFetchedAtOnce,
-                                            sums + c * kPanelRows);
+  /// A thread's memory: codes, a channel after the other, the sums of a unit, of Step's type until they are scaled, and
+  /// its scales and negated offsets, group by group.
+  struct Scratch {
+    Code* codes;
+    float* sums;    ///< kSumsApart for each channel
+    float* scales;  ///< of the channels, then their offsets, for each group
+
+    explicit Scratch(void* memory)
+        : codes(static_cast<Code*>(memory)),
+          sums(reinterpret_cast<float*>(codes + kChannels * kCodes)),
+          scales(sums + kChannels * kSumsApart) {}
+    float* scales_of(std::int64_t group) const { return scales + group * 2 * kChannels; }
+  };
+  static std::size_t scratch_bytes(const MatmulArgs& a) {
+    const std::int64_t floats = kSumsApart + (kGrouped ? 2 * a.groups : 0);
+    return static_cast<std::size_t>(kChannels) *
+           (kCodes * sizeof(Code) + static_cast<std::size_t>(floats) * sizeof(float));
   }
-}
 
-/// A block of rows with the weights of a panel. Few rows take narrower vectors and more channels: with 8 rows in
-/// vectors of 16 half of the work would be lost, and 6 sums would not hide the latency of a multiply-add.
-inline void multiply_block(std::int64_t rows, std::int64_t channels, const float* x, const float* w, std::int64_t depth,
-                           const float* next, float* sums) {
-  static_assert(Simd::kRowVectors == 2 || Simd::kRowVectors == 4);
-  constexpr int kThree = Simd::kRowVectors == 4 ? 3 : 2;  // never taken with 2
-  if (rows <= Simd::Narrow::kLanes) {
-    return multiply_tiles<typename Simd::Narrow, 2 * kTile, 1>(channels, x, w, depth, next, sums);
+  /// The codes of channel n for k in [begin, end). Those of one field lie one after the other, whatever their groups.
+  static void unpack_codes(const MatmulArgs& a, std::int64_t n, std::int64_t begin, std::int64_t end, Code* out) {
+    if constexpr (!Step::kMultipliesCodes) {
+      Step::decode(a, n, begin, end, out);
+    } else if constexpr (!kGrouped) {
+      Step::widen(a.w + n * a.K + begin, end - begin, out);
+    } else {
+      constexpr int kBits = bits_of(kQType);
+      const std::int64_t field_codes = a.packed_rows * a.group_size;
+      std::int64_t at = n * a.K + begin;
+      int field = 0;
+      for (; at >= field_codes; at -= field_codes) ++field;
+      for (std::int64_t left = end - begin; left > 0; ++field) {
+        const std::int64_t count = smaller(field_codes - at, left);
+        Step::template unpack<kBits>(a.w + at, count, field * kBits, out);
+        out += count;
+        left -= count;
+        at = 0;
+      }
+    }
   }
-  switch (ceil_div(rows, Simd::kLanes)) {
-    case 1:
-      return multiply_tiles<Simd, 2 * kTile, 1>(channels, x, w, depth, next, sums);
-    case 2:
-      return multiply_tiles<Simd, kTile, 2>(channels, x, w, depth, next, sums);
-    case 3:
-      return multiply_tiles<Simd, kTile, kThree>(channels, x, w, depth, next, sums);
-    default:
-      return multiply_tiles<Simd, kTile, Simd::kRowVectors>(channels, x, w, depth, next, sums);
+
+  /// The scales of all groups of a unit: groups are neighbours in memory, here channels are. Missing ones are zeros.
+  static void read_scales(const MatmulArgs& a, const Unit& u, const Scratch& scratch) {
+    static_assert(kChannels % kLanes == 0);
+    for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
+      for (std::int64_t c = 0; c < kChannels; c += kLanes) {
+        BitLanes scale[kLanes] = {}, minus_offset[kLanes] = {};
+        for (std::int64_t i = 0; i < smaller(kLanes, u.channels - c); ++i) {
+          const ScaleOffsets so = scale_offsets(a, (u.n_begin + c + i) * a.groups + j, chunk.count);
+          scale[i] = (BitLanes)so.scale;
+          minus_offset[i] = (BitLanes)-so.offset;
+        }
+        transpose(scale);
+        transpose(minus_offset);
+        for (std::int64_t i = 0; i < chunk.count; ++i) {
+          store(scratch.scales_of(j + i) + c, scale[i], kLanes);
+          store(scratch.scales_of(j + i) + kChannels + c, minus_offset[i], kLanes);
+        }
+      }
+    });
   }
-}
 
-using Unit = PanelUnit<kPanelChannels, kPanelRows>;
+  /// Codes that are unpacked at once: whole groups or a part of one, as evenly as that allows.
+  static std::int64_t piece_depth(const MatmulArgs& a) {
+    if constexpr (Step::kTiles) return kDepth;
+    const bool whole = kGrouped && a.group_size <= kDepth;
+    const std::int64_t unit = whole ? a.group_size : 64;
+    const std::int64_t units = ceil_div(kGrouped && !whole ? a.group_size : a.K, unit);
+    return ceil_div(units, ceil_div(units, kDepth / unit)) * unit;
+  }
 
-std::size_t panel_scratch_bytes(const MatmulArgs&) {
-  return static_cast<std::size_t>(kPanelChannels * (kPanelDepth + kPanelRows)) * sizeof(float);
-}
+  /// Codes of a unit that are unpacked at once, for k in [begin, end).
+  struct Piece {
+    std::int64_t begin, end;
+    const std::uint8_t* next;  ///< what is unpacked after these, as far as it is known
+  };
+  static const std::uint8_t* codes_at(const MatmulArgs& a, std::int64_t n, std::int64_t k) {
+    return a.w + (n * a.K + k) % (a.packed_rows * a.group_size);
+  }
 
-inline void clear(float* values, std::int64_t count) {
-  for (std::int64_t i = 0; i < count; ++i) values[i] = 0.0f;
-}
+  /// What some channels and a block of rows multiply: a run of steps that share their scales.
+  struct Run {
+    const std::uint32_t* x;       ///< of the block
+    const Code* w;                ///< of the first channel
+    std::int64_t steps;           ///< one or more
+    float* sums;                  ///< of the first channel
+    const float* x_sums;          ///< of the block's rows, or null where the group's shift has been applied
+    const float* scales;          ///< of the first channel, and kChannels further its negated offset
+    const std::uint8_t* next;     ///< codes to fetch meanwhile, of the first channel, or null
+    const std::uint32_t* next_x;  ///< activations to fetch meanwhile, or null
+  };
 
-template <QType kQType>
-inline void run_unit(const MatmulArgs& a, const Unit& u, float* weights, float* sums) {
-  const std::int64_t sums_each = ceil_div(u.rows, kBlockRows) * kBlockRows;
-  for (std::int64_t c = 0; c < kPanelChannels; ++c) clear(sums + c * kPanelRows, sums_each);
-  clear(weights + u.channels * kPanelDepth, (kPanelChannels - u.channels) * kPanelDepth);
-  for (std::int64_t k = 0; k < a.K; k += kPanelDepth) {
-    const std::int64_t depth = smaller(kPanelDepth, a.K - k);
+  /// The next codes of each channel are fetched as far as these get on. Nothing else would do it: 64 of them are a
+  /// cache line, and those of the next channel lie in another page.
+  static constexpr std::int64_t kFetchSteps = 64 / Step::kStep;
+  /// With each tile a part of the activations that the next block multiplies.
+  static constexpr std::int64_t kFetchedAtOnce = kFetchSteps * kBlockRows * kTile / kChannels;
+
+  template <int kC, int kV>
+  static QUANTO_INLINE void add_products(const MatmulArgs& a, const Run& r, Sum (&acc)[kC][kV]) {
+    const auto* w = reinterpret_cast<const char*>(r.w);
+    std::int64_t s = 0;
+    do {
+      if (r.next != nullptr) {
+        QUANTO_UNROLL for (int c = 0; c < kC; ++c) __builtin_prefetch(r.next + c * a.K + s * Step::kStep, 0, 2);
+      }
+      if (r.next_x != nullptr) {
+        const std::uint32_t* next_x = r.next_x + s / kFetchSteps * kFetchedAtOnce;
+        for (std::int64_t i = 0; i < kFetchedAtOnce; i += 16) __builtin_prefetch(next_x + i, 0, 2);
+      }
+      const std::int64_t last = smaller(s + kFetchSteps, r.steps);
+      do {
+        IntLanes rows[kV];
+        QUANTO_UNROLL for (int v = 0; v < kV; ++v) rows[v] = load<IntLanes>(r.x + (s * kV + v) * kLanes, kLanes);
+        QUANTO_UNROLL for (int c = 0; c < kC; ++c) {
+          std::int32_t codes;
+          __builtin_memcpy(&codes, w + c * kCodes * static_cast<std::int64_t>(sizeof(Code)) + s * 4, 4);
+          const IntLanes weights = broadcast_int(codes);
+          QUANTO_UNROLL for (int v = 0; v < kV; ++v) acc[c][v] = Step::multiply_add(weights, rows[v], acc[c][v]);
+        }
+      } while (++s < last);
+    } while (s < r.steps);
+  }
+
+  static FloatLanes as_floats(FloatLanes sums) { return sums; }
+  static FloatLanes as_floats(IntLanes sums) { return to_float(sums); }
+
+  template <int kC, int kV>
+  static void multiply_tile(const MatmulArgs& a, const Run& r) {
+    Sum acc[kC][kV];
+    QUANTO_UNROLL for (int c = 0; c < kC; ++c) {
+      QUANTO_UNROLL for (int v = 0; v < kV; ++v) {
+        acc[c][v] = kGrouped ? Sum{} : load<Sum>(r.sums + c * kSumsApart + v * kLanes, kLanes);
+      }
+    }
+    add_products<kC, kV>(a, r, acc);
+    FloatLanes x_sums[kV] = {};
+    if (kGrouped && r.x_sums != nullptr) {
+      QUANTO_UNROLL for (int v = 0; v < kV; ++v) x_sums[v] = load<FloatLanes>(r.x_sums + v * kLanes, kLanes);
+    }
+    QUANTO_UNROLL for (int c = 0; c < kC; ++c) {
+      QUANTO_UNROLL for (int v = 0; v < kV; ++v) {
+        float* at = r.sums + c * kSumsApart + v * kLanes;
+        if constexpr (kGrouped) {
+          const FloatLanes minus_offset = broadcast(r.scales[kChannels + c]);
+          const FloatLanes shifted = multiply_add(minus_offset, x_sums[v], load<FloatLanes>(at, kLanes));
+          store(at, multiply_add(broadcast(r.scales[c]), as_floats(acc[c][v]), shifted), kLanes);
+        } else {
+          store(at, acc[c][v], kLanes);
+        }
+      }
+    }
+  }
+
+  template <int kC, int kV>
+  static void multiply_tiles(const MatmulArgs& a, const Unit& u, Run r) {
+    static_assert(kChannels % kC == 0);
+    for (std::int64_t c = 0; c < u.channels; c += kC) {
+      multiply_tile<kC, kV>(a, r);
+      r.w += kC * kCodes;
+      r.sums += kC * kSumsApart;
+      r.scales += kC;
+      if (r.next != nullptr) r.next += kC * a.K;
+      if (r.next_x != nullptr) r.next_x += r.steps * kBlockRows * kC / kChannels;
+    }
+  }
+
+  /// Fewer vectors of rows take more channels: with fewer sums the instructions would wait for each other.
+  static void multiply_block(const MatmulArgs& a, const Unit& u, std::int64_t width, const Run& r) {
+    constexpr int kThree = smaller(3, kRowVectors);  // never taken with 2
+    switch (width / kLanes) {
+      case 1:
+        return multiply_tiles<kSums, 1>(a, u, r);
+      case 2:
+        return multiply_tiles<kSums / 2, 2>(a, u, r);
+      case 3:
+        return multiply_tiles<kSums / kThree, kThree>(a, u, r);
+      default:
+        return multiply_tiles<kSums / kRowVectors, kRowVectors>(a, u, r);
+    }
+  }
+
+  /// The last block of rows fetches what is unpacked next.
+  static void multiply_piece(const MatmulArgs& a, const Unit& u, const Prepared& prepared, const Piece& p,
+                             const Scratch& scratch) {
+    for (std::int64_t k = p.begin; k < p.end;) {
+      const std::int64_t group = kGrouped ? k / a.group_size : 0;
+      const std::int64_t k_end = kGrouped ? smaller((group + 1) * a.group_size, p.end) : p.end;
+      const bool first = k == group * a.group_size;
+      for (std::int64_t m = 0; m < u.rows; m += kBlockRows) {
+        const std::int64_t block = (u.m_begin + m) / kBlockRows;
+        const bool last = m + kBlockRows >= u.rows;
+        multiply_block(
+            a, u, prepared.width(block),
+            {prepared.lanes_at(block, k / Step::kStep), scratch.codes + (k - p.begin), ceil_div(k_end - k, Step::kStep),
+             scratch.sums + m, first ? prepared.sums_at(block, group) : nullptr, scratch.scales_of(group),
+             last && p.next != nullptr ? p.next + (k - p.begin) : nullptr,
+             last ? nullptr : prepared.lanes_at(block + 1, k / Step::kStep)});
+      }
+      k = k_end;
+    }
+  }
+
+  /// The same with tiles: the codes of 32 channels stay in the L1 cache while all rows go by, and a square of sums
+  /// while groups do. All rows and channels of a square have memory, though not all of them count.
+  static void multiply_piece_in_tiles(const MatmulArgs& a, const Unit& u, const Prepared& prepared, const Piece& p,
+                                      const Scratch& scratch) {
+    static_assert(kBlockRows == kSquare && kChannels % kSquare == 0 &&
+                  kDepth % (Step::kStep * Step::kStepsAtOnce) == 0);
+    for (std::int64_t c = 0; c < u.channels; c += kSquare) {
+      for (std::int64_t m = 0; m < u.rows; m += kSquare) {
+        const std::int64_t block = (u.m_begin + m) / kBlockRows;
+        float* sums = scratch.sums + c * kSumsApart + m;
+        for (std::int64_t k = p.begin; k < p.end;) {
+          const std::int64_t group = k / a.group_size;
+          const std::int64_t k_end = smaller((group + 1) * a.group_size, p.end);
+          const TileOperands operands{scratch.codes + c * kCodes + (k - p.begin), kCodes,
+                                      prepared.lanes_at(block, k / Step::kStep), kBlockRows * 4,
+                                      round_up(ceil_div(k_end - k, Step::kStep), Step::kStepsAtOnce)};
+          if constexpr (!kGrouped) {
+            Step::template multiply_square<true>(operands, sums, kSumsApart * 4);
+          } else {
+            alignas(64) std::int32_t products[kSquare][kSquare];
+            Step::template multiply_square<false>(operands, products, sizeof(products[0]));
+            const bool first = k % a.group_size == 0;
+            finish_square(products, first ? prepared.sums_at(block, group) : nullptr, scratch.scales_of(group) + c,
+                          sums);
+          }
+          k = k_end;
+        }
+      }
+    }
+  }
+
+  static void finish_square(const std::int32_t (&products)[kSquare][kSquare], const float* x_sums, const float* scales,
+                            float* sums) {
+    constexpr int kVectors = kSquare / kLanes;
+    FloatLanes x[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      x[v] = x_sums == nullptr ? FloatLanes{} : load<FloatLanes>(x_sums + v * kLanes, kLanes);
+    }
+    for (int c = 0; c < kSquare; ++c) {
+      const FloatLanes scale = broadcast(scales[c]), minus_offset = broadcast(scales[kChannels + c]);
+      for (int v = 0; v < kVectors; ++v) {
+        float* at = sums + c * kSumsApart + v * kLanes;
+        const auto product = to_float(load<IntLanes>(products[c] + v * kLanes, kLanes));
+        store(at, multiply_add(scale, product, multiply_add(minus_offset, x[v], load<FloatLanes>(at, kLanes))), kLanes);
+      }
+    }
+  }
+
+  /// Sums begin with what takes the centre of the codes out again.
+  static void start_sums(const Unit& u, const Prepared& prepared, float* sums) {
+    for (std::int64_t m = 0; m < u.rows; m += kLanes) {
+      Sum start{};
+      if constexpr (!kGrouped && Step::kCentre != 0) {
+        const std::int64_t row = u.m_begin + m;
+        const float* x_sums = prepared.sums_at(row / kBlockRows, 0) + row % kBlockRows;
+        start = (Sum)((BitLanes)to_int(load<FloatLanes>(x_sums, kLanes)) * -std::uint32_t{Step::kCentre});
+      }
+      for (std::int64_t c = 0; c < kChannels; ++c) store(sums + c * kSumsApart + m, start, kLanes);
+    }
+  }
+
+  static void sums_to_floats(const Unit& u, float* sums) {
     for (std::int64_t c = 0; c < u.channels; ++c) {
-      decode_channel<kQType>(a, u.n_begin + c, k, k + depth, weights + c * kPanelDepth);
-    }
-    for (std::int64_t m = 0; m < u.rows; m += kBlockRows) {
-      const float* x = block_at(a, (u.m_begin + m) / kBlockRows, k);
-      const float* next = m + kBlockRows < u.rows
-                              ? x + a.K * kBlockRows
-                              : block_at(a, u.m_begin / kBlockRows, k + depth < a.K ? k + depth : 0);
-      multiply_block(smaller(kBlockRows, u.rows - m), u.channels, x, weights, depth, next, sums + m);
+      for (std::int64_t m = 0; m < u.rows; m += kLanes) {
+        float* at = sums + c * kSumsApart + m;
+        store(at, as_floats(load<Sum>(at, kLanes)), kLanes);
+      }
     }
   }
-  store_unit<is_affine_qtype(kQType), kPanelRows>(a, u, sums);
-}
 
-template <QType kQType>
-void panel_run(const MatmulArgs& a, void* scratch, std::int64_t begin, std::int64_t end) {
-  auto* weights = static_cast<float*>(scratch);
-  for (std::int64_t unit = begin; unit < end; ++unit) {
-    run_unit<kQType>(a, Unit(a, unit), weights, weights + kPanelChannels * kPanelDepth);
+  static void run_unit(const MatmulArgs& a, const Unit& u, const Unit* next, const Prepared& prepared,
+                       const Scratch& scratch) {
+    start_sums(u, prepared, scratch.sums);
+    if constexpr (kGrouped) read_scales(a, u, scratch);
+    // Channels that the weight does not have are multiplied all the same.
+    __builtin_memset(scratch.codes + u.channels * kCodes, 0,
+                     static_cast<std::size_t>((kChannels - u.channels) * kCodes) * sizeof(Code));
+    const std::int64_t depth = piece_depth(a);
+    for (std::int64_t k = 0; k < a.K;) {
+      // Parts of a group end where it does.
+      const std::int64_t rest = kGrouped && depth < a.group_size ? a.group_size - k % a.group_size : a.K - k;
+      const std::int64_t end = k + smaller(depth, rest);
+      const Piece piece{k, end,
+                        end < a.K         ? codes_at(a, u.n_begin, end)
+                        : next != nullptr ? codes_at(a, next->n_begin, 0)
+                                          : nullptr};
+      for (std::int64_t c = 0; c < u.channels; ++c) {
+        unpack_codes(a, u.n_begin + c, k, end, scratch.codes + c * kCodes);
+        if constexpr (Step::kTiles && !kGrouped) fetch(a.w + (u.n_begin + c) * a.K + end, smaller(kDepth, a.K - end));
+      }
+      if constexpr (Step::kTiles) {
+        multiply_piece_in_tiles(a, u, prepared, piece, scratch);
+      } else {
+        multiply_piece(a, u, prepared, piece, scratch);
+      }
+      k = end;
+    }
+    if constexpr (!kGrouped && Step::kIntegers) sums_to_floats(u, scratch.sums);
+    store_unit<is_affine_qtype(kQType), kSumsApart>(a, u, scratch.sums);
   }
-}
 
-bool panel_supports(const MatmulArgs& a) { return a.M >= Simd::kFewestPanelRows; }
+  /// Codes that tiles multiply next, from memory to the L2 cache.
+  static void fetch(const std::uint8_t* codes, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; i += 64) __builtin_prefetch(codes + i, 0, 2);
+  }
 
-template <QType kQType, DType kDType>
-constexpr MatmulKernel kPanelKernel = {"panel", panel_supports,      panel_workspace_bytes, panel_prepare<kDType>,
-                                       nullptr, panel_scratch_bytes, Unit::count,           panel_run<kQType>};
+  static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
+    const Scratch scratch(memory);
+    const Prepared prepared(a);
+    [[maybe_unused]] const typename Step::Scope scope;
+    for (std::int64_t unit = begin; unit < end; ++unit) {
+      const Unit next(a, unit + 1);
+      run_unit(a, Unit(a, unit), unit + 1 < end ? &next : nullptr, prepared, scratch);
+    }
+  }
 
-/// Best first; the last one serves what the others do not.
-template <QType kQType, DType kDType, bool kPacked = is_affine_qtype(kQType)>
-struct Cell {
-  static constexpr MatmulKernel kKernels[] = {
-      kPanelKernel<kQType, kDType>,
-      kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
-      kRowsKernel<kQType, kDType>,
-  };
+  /// Steps may not straddle groups. From `kFewestRows` on this beats the kernel for few rows.
+  static bool supports(const MatmulArgs& a) {
+    return a.M >= kFewestRows && (Step::kTakesAllValues || !a.special_values) &&
+           (a.groups == 1 || a.group_size % (Step::kStep * Step::kStepsAtOnce) == 0);
+  }
+
+  static constexpr MatmulKernel kKernel = {
+      "panel",     supports, workspace_bytes, prepare, Step::kTakesAllValues ? nullptr : serves_values, scratch_bytes,
+      Unit::count, run};
 };
-template <QType kQType, DType kDType>
-struct Cell<kQType, kDType, true> {
-  static constexpr MatmulKernel kKernels[] = {
-      kPanelKernel<kQType, kDType>,
-      kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
-      kFewRowsKernel<OneField<FloatDots<kQType>>, kDType, Simd::kFewestPanelRows - 1>,
-      kRowsKernel<kQType, kDType>,
-  };
-};
-
-template <QType kQType, DType kDType>
-constexpr void fill_cell(KernelTable& table) {
-  using Kernels = Cell<kQType, kDType>;
-  table.matmul[static_cast<int>(kQType)][static_cast<int>(kDType)] = {
-      Kernels::kKernels, static_cast<int>(sizeof(Kernels::kKernels) / sizeof(MatmulKernel))};
-}
-
-template <QType kQType>
-constexpr void fill_cells(KernelTable& table) {
-  fill_cell<kQType, DType::float32>(table);
-  fill_cell<kQType, DType::bfloat16>(table);
-  fill_cell<kQType, DType::float16>(table);
-}
-
-/// Int8 activations, best first.
-template <QType kQType, bool kPacked>
-struct Int8Cell {
-  static constexpr MatmulKernel kKernels[] = {
-      CodesPanel<Int8Pairs, kQType, Simd::kRowVectors, Simd::kTile, Simd::kFewestPanelRows>::kKernel,
-      kFewRowsKernel<Int8PairDots<kQType>, DType::float32, Simd::kFewestPanelRows - 1>,
-      kInt8RowsKernel<kQType>,
-  };
-};
-#if defined(__AVX2__)
-template <QType kQType>
-struct Int8Cell<kQType, true> {
-  static constexpr MatmulKernel kKernels[] = {
-      CodesPanel<Int8SmallQuads, kQType, Simd::kRowVectors, Simd::kTile, Simd::kFewestPanelRows>::kKernel,
-      kFewRowsKernel<Int8SmallDots<kQType>, DType::float32, Simd::kFewestPanelRows - 1>,
-      kFewRowsKernel<Int8PairDots<kQType>, DType::float32, Simd::kFewestPanelRows - 1>,
-      kInt8RowsKernel<kQType>,
-  };
-};
-#endif
-
-template <QType kQType>
-constexpr void fill_int8_cell(KernelTable& table) {
-  using Kernels = Int8Cell<kQType, is_affine_qtype(kQType)>;
-  table.int8[static_cast<int>(kQType)] = {Kernels::kKernels,
-                                          static_cast<int>(sizeof(Kernels::kKernels) / sizeof(MatmulKernel))};
-}
-
-constexpr void fill_int8_cells(KernelTable& table) {
-  fill_int8_cell<QType::qint8>(table);
-  fill_int8_cell<QType::qint4>(table);
-  fill_int8_cell<QType::qint2>(table);
-}
-
-/// A table whose every cell holds the kernels of this file and of rows-inl.h.
-constexpr KernelTable generic_table(Isa isa) {
-  KernelTable table{};
-  table.isa = isa;
-  fill_int8_cells(table);
-  fill_cells<QType::qint2>(table);
-  fill_cells<QType::qint4>(table);
-  fill_cells<QType::qint8>(table);
-  fill_cells<QType::qfloat8_e4m3fn>(table);
-  fill_cells<QType::qfloat8_e4m3fnuz>(table);
-  fill_cells<QType::qfloat8_e5m2>(table);
-  return table;
-}
 
 }  // namespace
 }  // namespace quanto::kernels

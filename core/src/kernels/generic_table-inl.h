@@ -1,0 +1,115 @@
+// The kernels that every instruction set has in the same form: those of floats and of int8 activations that need
+// nothing but vectors. avx512_bf16.cpp and avx512_amx.cpp put better ones before them.
+//
+// The including unit defines `Simd`: kRowVectors and kTile, the shape of the sums that a panel holds in registers, and
+// from how many rows on panels beat the kernels for few: kFewestPanelRows, and for int8 activations
+// kFewestInt8PanelRows, or kFewestPackedInt8PanelRows where codes are packed.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/few_rows-inl.h"
+#include "kernels/float_steps-inl.h"
+#include "kernels/int8_dots-inl.h"
+#include "kernels/int8_rows-inl.h"
+#include "kernels/kernel_table.h"
+#include "kernels/panel-inl.h"
+#include "kernels/rows-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kPanelKernel =
+    DecodedPanel<FloatWeights<kQType, kDType>, kQType, Simd::kRowVectors, Simd::kTile, Simd::kFewestPanelRows>::kKernel;
+
+template <class Step, QType kQType, std::int64_t kFewestRows>
+constexpr MatmulKernel kInt8PanelKernel =
+    DecodedPanel<Step, kQType, Simd::kRowVectors, Simd::kTile, kFewestRows>::kKernel;
+
+/// Best first; the last one serves what the others do not.
+template <QType kQType, DType kDType, bool kPacked = is_affine_qtype(kQType)>
+struct Cell {
+  static constexpr MatmulKernel kKernels[] = {
+      kPanelKernel<kQType, kDType>,
+      kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
+      kRowsKernel<kQType, kDType>,
+  };
+};
+template <QType kQType, DType kDType>
+struct Cell<kQType, kDType, true> {
+  static constexpr MatmulKernel kKernels[] = {
+      kPanelKernel<kQType, kDType>,
+      kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
+      kFewRowsKernel<OneField<FloatDots<kQType>>, kDType, Simd::kFewestPanelRows - 1>,
+      kRowsKernel<kQType, kDType>,
+  };
+};
+
+template <QType kQType, DType kDType>
+constexpr void fill_cell(KernelTable& table) {
+  using Kernels = Cell<kQType, kDType>;
+  table.matmul[static_cast<int>(kQType)][static_cast<int>(kDType)] = {
+      Kernels::kKernels, static_cast<int>(sizeof(Kernels::kKernels) / sizeof(MatmulKernel))};
+}
+
+template <QType kQType>
+constexpr void fill_cells(KernelTable& table) {
+  fill_cell<kQType, DType::float32>(table);
+  fill_cell<kQType, DType::bfloat16>(table);
+  fill_cell<kQType, DType::float16>(table);
+}
+
+/// Int8 activations, best first.
+template <QType kQType, bool kPacked>
+struct Int8Cell {
+  static constexpr std::int64_t kFewestRows = kPacked ? Simd::kFewestPackedInt8PanelRows : Simd::kFewestInt8PanelRows;
+  static constexpr MatmulKernel kKernels[] = {
+      kInt8PanelKernel<Int8Pairs, kQType, kFewestRows>,
+      kFewRowsKernel<Int8PairDots<kQType>, DType::float32, kFewestRows - 1>,
+      kInt8RowsKernel<kQType>,
+  };
+};
+#if defined(__AVX2__)
+template <QType kQType>
+struct Int8Cell<kQType, true> {
+  static constexpr std::int64_t kFewestRows = Simd::kFewestPackedInt8PanelRows;
+  static constexpr MatmulKernel kKernels[] = {
+      kInt8PanelKernel<Int8SmallQuads, kQType, kFewestRows>,
+      kFewRowsKernel<Int8SmallDots<kQType>, DType::float32, kFewestRows - 1>,
+      kFewRowsKernel<Int8PairDots<kQType>, DType::float32, kFewestRows - 1>,
+      kInt8RowsKernel<kQType>,
+  };
+};
+#endif
+
+template <QType kQType>
+constexpr void fill_int8_cell(KernelTable& table) {
+  using Kernels = Int8Cell<kQType, is_affine_qtype(kQType)>;
+  table.int8[static_cast<int>(kQType)] = {Kernels::kKernels,
+                                          static_cast<int>(sizeof(Kernels::kKernels) / sizeof(MatmulKernel))};
+}
+
+constexpr void fill_int8_cells(KernelTable& table) {
+  fill_int8_cell<QType::qint8>(table);
+  fill_int8_cell<QType::qint4>(table);
+  fill_int8_cell<QType::qint2>(table);
+}
+
+/// A table whose every cell holds a kernel that serves all shapes.
+constexpr KernelTable generic_table(Isa isa) {
+  KernelTable table{};
+  table.isa = isa;
+  fill_int8_cells(table);
+  fill_cells<QType::qint2>(table);
+  fill_cells<QType::qint4>(table);
+  fill_cells<QType::qint8>(table);
+  fill_cells<QType::qfloat8_e4m3fn>(table);
+  fill_cells<QType::qfloat8_e4m3fnuz>(table);
+  fill_cells<QType::qfloat8_e5m2>(table);
+  return table;
+}
+
+}  // namespace
+}  // namespace quanto::kernels
