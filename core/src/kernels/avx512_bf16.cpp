@@ -9,30 +9,31 @@
 namespace quanto::kernels {
 namespace {
 
-// From where a panel costs no more than few rows do. Few rows unpack packed codes faster than a panel stores them.
-constexpr std::int64_t kFewestPackedPanelRows = 20;
-constexpr std::int64_t kFewestPanelRows = 13;
+// From where a panel, which is for 16 or 32 rows, costs no more than few rows do.
+constexpr std::int64_t kFewestPanelRows = 23;
 constexpr std::int64_t kFewestInt8PanelRows = 13;
+constexpr std::int64_t kMostLookedUpRows = 12;  // before the panel of avx512.cpp
 
 // Sums in registers: with 4 vectors of rows and a pair of weights they fill 32.
 constexpr int kRowVectors = 4, kTile = 6;
 
-template <QType kQType, std::int64_t kFewestRows>
-constexpr MatmulKernel kBf16Panel = DecodedPanel<Bf16Pairs<kQType>, kQType, kRowVectors, kTile, kFewestRows>::kKernel;
+template <QType kQType>
+constexpr MatmulKernel kBf16Panel =
+    DecodedPanel<Bf16Pairs<kQType>, kQType, kRowVectors, kTile, kFewestPanelRows>::kKernel;
 
 template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Panel<kQType, kFewestPanelRows>,
+      kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
   };
 };
 template <QType kQType>
 struct Cell<kQType, true> {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Panel<kQType, kFewestPackedPanelRows>,
-      kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPackedPanelRows - 1>,
-      kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPackedPanelRows - 1>,
+      kBf16Panel<kQType>,
+      kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
+      kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPanelRows - 1>,
   };
 };
 
@@ -55,7 +56,7 @@ constexpr void fill_cell(KernelTable& table) {
 }
 
 template <QType kQType, DType kDType>
-constexpr MatmulKernel kLookedUpKernel = kFewRowsKernel<LookedUpFloatDots<kQType>, kDType, kFewestPanelRows - 1>;
+constexpr MatmulKernel kLookedUpKernel = kFewRowsKernel<LookedUpFloatDots<kQType>, kDType, kMostLookedUpRows>;
 
 template <QType kQType>
 constexpr void fill_float8_cells(KernelTable& table) {

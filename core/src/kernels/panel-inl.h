@@ -108,15 +108,16 @@ struct DecodedPanel {
     p.plain[m] = plain;
   }
 
-  /// Squares of kLanes rows, each by whoever has its first one.
+  /// Squares of kLanes rows, each by whoever has its first one. Where rows have to be read from end to end too, that
+  /// comes first: it is fetched ahead, and squares find it in the cache.
   static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
     const Prepared p(a);
     const std::int64_t filled = end == a.M ? p.rows : end;
-    for (std::int64_t m = round_up(begin, kLanes); m < filled; m += kLanes) {
-      for (std::int64_t step = 0; step < p.steps; step += kLanes) prepare_square(a, p, m, step);
-    }
     if constexpr (kHasSums || !Step::kTakesAllValues) {
       for (std::int64_t m = begin; m < filled; ++m) summarize_row(a, p, m);
+    }
+    for (std::int64_t m = round_up(begin, kLanes); m < filled; m += kLanes) {
+      for (std::int64_t step = 0; step < p.steps; step += kLanes) prepare_square(a, p, m, step);
     }
   }
 
