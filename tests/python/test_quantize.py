@@ -268,6 +268,29 @@ def test_a_checkpoint_of_another_qtype_is_refused():
         frozen("qint4").load_state_dict(frozen("qint2").state_dict())
 
 
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.float64, torch.uint8])
+def test_scales_of_a_checkpoint_are_floats_of_the_kernels(weights, dtype):
+    state = frozen(weights).state_dict()
+    key = "first.weight._scale"
+    state[key] = state[key].to(dtype)
+    with pytest.raises(RuntimeError, match=rf"{key}: got {dtype}, expected torch\.float32 or"):
+        frozen(weights).load_state_dict(state)
+    with pytest.raises(RuntimeError, match=rf"{key}: got {dtype}, expected torch\.float32 or"):
+        requantize(Model(), state, quantization_map(frozen(weights)))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8])
+def test_zero_points_of_a_checkpoint(dtype):
+    state = frozen("qint4").state_dict()
+    state["first.weight._shift"] = torch.full(state["first.weight._shift"].shape, 3, dtype=dtype)
+    model = frozen("qint4")
+    model.load_state_dict(state)
+    weight = model.first.weight
+    expected = weight._scale * (weight._data.unpack() - 3.0)
+    assert torch.equal(weight.dequantize().reshape(expected.shape), expected)
+
+
 def test_requantize_names_what_does_not_fit():
     model = frozen("qint8")
     state, qmap = model.state_dict(), quantization_map(model)

@@ -31,6 +31,7 @@ from ..tensor import (
 )
 from ..tensor.packed import contiguous_strides
 from ..tensor.qtype import as_qtype
+from ..tensor.wrapper import FLOAT_DTYPES
 from .observed import ObserverState, observer_name, restore_observer_states
 
 
@@ -568,33 +569,33 @@ class QModuleMixin(ABC):
             state_dict, prefix, self.weight_qtype, 0, self.weight_group_size, size, stride, missing_keys
         )
 
-    def _expected_parts(self, prefix: str) -> dict[str, tuple[torch.dtype | None, list[tuple[int, ...]]]]:
-        """The dtype (None: any float) and the allowed shapes of each tensor that makes up the weight."""
+    def _expected_parts(self, prefix: str) -> dict[str, tuple[tuple[torch.dtype, ...], list[tuple[int, ...]]]]:
+        """The allowed dtypes and shapes of each tensor that makes up the weight."""
         assert self.weight_qtype is not None
         size = tuple(self.quantized_size)
         if self.weight_qtype.bits == 8:
             return {
-                prefix + "_data": (self.weight_qtype.dtype, [size]),
-                prefix + "_scale": (None, [scale_shape(size, 0), ()]),
+                prefix + "_data": ((self.weight_qtype.dtype,), [size]),
+                prefix + "_scale": (FLOAT_DTYPES, [scale_shape(size, 0), ()]),
             }
         grouped = grouped_shape(size, 0, self.weight_group_size)
         packed = (packed_rows(grouped[0], self.weight_qtype.bits), *grouped[1:])
         # 0.2.7 gives a single row a scale for each column.
         scales = [scale_shape(grouped, axis) for axis in ((0, -1) if grouped[0] == 1 else (0,))]
         return {
-            prefix + "_data._data": (torch.uint8, [packed]),
-            prefix + "_scale": (None, scales),
-            prefix + "_shift": (None, scales),
+            prefix + "_data._data": ((torch.uint8,), [packed]),
+            prefix + "_scale": (FLOAT_DTYPES, scales),
+            prefix + "_shift": ((*FLOAT_DTYPES, torch.uint8, torch.int8), scales),  # floats, or zero points
         }
 
     def _misfits(self, state_dict: MutableMapping[str, Any], prefix: str) -> list[str]:
         errors = []
-        for key, (dtype, shapes) in self._expected_parts(prefix).items():
+        for key, (dtypes, shapes) in self._expected_parts(prefix).items():
             found = state_dict.get(key)
             if found is not None and tuple(found.shape) not in shapes:
                 errors.append(f"{key}: got shape {tuple(found.shape)}, expected {' or '.join(map(str, shapes))}")
-            elif found is not None and dtype is not None and found.dtype != dtype:
-                errors.append(f"{key}: got {found.dtype}, expected {dtype}")
+            elif found is not None and found.dtype not in dtypes:
+                errors.append(f"{key}: got {found.dtype}, expected {' or '.join(map(str, dtypes))}")
         return errors
 
 

@@ -113,7 +113,8 @@ def _conv(input: Tensor, bias: Tensor | None, layout: PackedLayout | None, walk:
     if not runs_kernels(walk, batch * math.prod(walk.outputs(input.shape, size)), size[0]):
         return compositions.convolve(input, _dequantize(layout, parts).to(input.dtype), bias, *walk)
     needs_grad = input.requires_grad or (bias is not None and bias.requires_grad)
-    if needs_grad and torch.is_grad_enabled() and not torch.jit.is_tracing():  # whose graphs are for inference
+    # A graph of torch.jit.trace cannot hold an autograd.Function; it is for inference.
+    if needs_grad and torch.is_grad_enabled() and not torch.jit.is_tracing():  # type: ignore[attr-defined]
         return _Conv.apply(input, bias, layout, walk, *parts)
     return _run(input, bias, layout, walk, parts)
 

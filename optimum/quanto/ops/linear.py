@@ -74,7 +74,7 @@ def _needs_grad(input: Tensor, bias: Tensor | None) -> bool:
     if not (input.requires_grad or (bias is not None and bias.requires_grad)):
         return False
     # A graph of torch.jit.trace cannot hold an autograd.Function; it is for inference.
-    return not torch.jit.is_tracing()
+    return not torch.jit.is_tracing()  # type: ignore[attr-defined]
 
 
 def linear_qbytes(input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None = None) -> Tensor:

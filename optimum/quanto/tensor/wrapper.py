@@ -174,7 +174,7 @@ def _rebuild(
 ) -> WrapperTensor:
     rebuilt = cls.__tensor_unflatten__(inner, meta, size, stride)
     if is_parameter:
-        return torch.nn.Parameter(rebuilt, requires_grad)
+        return torch.nn.Parameter(rebuilt, requires_grad)  # type: ignore[return-value]
     rebuilt.requires_grad_(requires_grad)
     return rebuilt
 
