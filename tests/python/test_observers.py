@@ -50,6 +50,15 @@ def calibrated(observer, activations=qint8, weights=qint8, batches=None):
     return net
 
 
+class Largest(Observer):
+    """A user's observer: the largest magnitude of all samples."""
+
+    def __call__(self, sample, qtype, scale, state):
+        largest = torch.maximum(sample.abs().max(), state.get("largest", torch.zeros(())))
+        state["largest"] = largest
+        return largest / qtype.qmax
+
+
 def rounding_error(x, qtype, scale):
     return float((quantize_activation(x, qtype, scale).dequantize() - x).square().sum())
 
@@ -100,6 +109,19 @@ def test_zeros_have_a_zero_scale():
         assert calibrated(name, batches=[torch.zeros(2, 64)])[0].input_scale == 0
 
 
+@pytest.mark.parametrize("observer", [*OBSERVERS, Largest])
+@pytest.mark.parametrize("at", [0, 2, 4])
+def test_empty_samples_say_nothing(observer, at):
+    """What an expert sees that got no token."""
+    torch.manual_seed(1)
+    batches = samples()
+    found = calibrated(observer, batches=[*batches[:at], torch.empty(0, 64), *batches[at:]]).state_dict()
+    expected = calibrated(observer, batches=batches).state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert calibrated(observer, batches=[torch.empty(0, 64)])[0].input_scale == 1
+
+
 def test_default_is_the_absmax_of_0_2_7_and_keeps_no_state():
     net = calibrated("absmax")
     assert torch.equal(net[0].input_scale, calibrated(AbsmaxObserver)[0].input_scale)
@@ -107,15 +129,6 @@ def test_default_is_the_absmax_of_0_2_7_and_keeps_no_state():
     with torch.no_grad(), Calibration(momentum=0.5, observer="absmax") as calibration:
         pass
     assert calibration.observer.momentum == 0.5
-
-
-class Largest(Observer):
-    """A user's observer: the largest magnitude of all samples."""
-
-    def __call__(self, sample, qtype, scale, state):
-        largest = torch.maximum(sample.abs().max(), state.get("largest", torch.zeros(())))
-        state["largest"] = largest
-        return largest / qtype.qmax
 
 
 @pytest.mark.parametrize("observer", [Largest, Largest()], ids=["class", "object"])

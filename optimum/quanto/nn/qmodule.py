@@ -430,9 +430,12 @@ class QModuleMixin(ABC):
     def observe(self, kind: str, observer: Any, sample: Tensor, scale: Tensor) -> Tensor:
         """The scale that an `Observer` finds after one more sample of the input or the output (`kind`).
 
-        What it keeps of the samples becomes part of the module.
+        What it keeps of the samples becomes part of the module. A sample without elements, as an expert sees that got
+        no token, says nothing.
         """
         assert self.activation_qtype is not None
+        if sample.numel() == 0:
+            return scale
         name = observer_name(kind)
         state = getattr(self, name, None) or ObserverState()
         scale = observer(sample, self.activation_qtype, scale, state)
