@@ -126,6 +126,18 @@ def test_save_and_load(device, qtype_name, activations, tmp_path):
             assert torch.equal(plain(loaded(x.to(device))).cpu(), plain(model(x.to(device))).cpu()), name
 
 
+def test_a_state_dict_of_another_device_is_copied_to_that_of_the_model(device, qtype_name):
+    x = torch.randn(4, 160)
+    state = quantized(float_model(), qtype_name, None, None).state_dict()
+    model = float_model().to(device)
+    quantize(model, weights=qtype_name)
+    model.load_state_dict(state)
+    assert {t.device for t in inner_tensors(model)} == {device}
+    for name, t in model.state_dict().items():
+        assert torch.equal(as_bytes(t), as_bytes(state[name])), name
+    assert model(x.to(device)).device == device
+
+
 def test_training(device, qtype_name):
     model = float_model().to(device)
     quantize(model, weights=qtype_name)

@@ -386,6 +386,28 @@ def test_given_optimizer_is_used():
     assert torch.equal(model.first.weight._scale * 2, other.first.weight._scale)
 
 
+class Narrow(MaxOptimizer):
+    """Clamps the outer half."""
+
+    def optimize(self, base, qtype, axis):
+        scale, shift = super().optimize(base, qtype, axis)
+        return scale / 2, shift / 2
+
+
+def test_a_tied_weight_with_two_searches_comes_apart():
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    model[1].weight = model[0].weight
+    alone = copy.deepcopy(model)
+    quantize(model, weights="qint4", include="0")
+    quantize(model, weights="qint4", include="1", optimizer=Narrow())
+    freeze(model)
+    quantize(alone, weights="qint4", optimizer=Narrow())
+    freeze(alone)
+    assert alone[0].weight is alone[1].weight
+    assert torch.equal(model[1].weight, alone[1].weight)
+    assert not torch.equal(model[0].weight, model[1].weight)
+
+
 def test_the_package_is_lazy_and_complete():
     code = "import sys, optimum.quanto; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -412,6 +434,21 @@ def test_import_paths_of_earlier_versions():
     assert PackedTensor
     assert qint2
     assert WeightQBytesTensor
+
+
+def test_requantize_that_fails_leaves_buffers_as_they_were():
+    def layers():
+        return torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
+
+    source, model = layers(), layers()
+    quantize(source, weights="qint8")
+    freeze(source)
+    before = dict(model.named_buffers())
+    state = {**source.state_dict(), "1.running_mean": torch.ones(8), "extra": torch.ones(1)}
+    with pytest.raises(RuntimeError, match="unexpected: extra"):
+        requantize(model, state, quantization_map(source))
+    assert all(buffer is before[name] for name, buffer in model.named_buffers())
+    assert not model[1].running_mean.any()
 
 
 def test_requantize_that_fails_leaves_the_model_as_it_was():

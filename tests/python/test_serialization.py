@@ -16,6 +16,7 @@ from optimum.quanto import (
     requantize,
 )
 from optimum.quanto.report import tensor_bytes
+from optimum.quanto.ties import save_ties_once
 
 
 def sequential(dtype=torch.float32, **options):
@@ -127,6 +128,30 @@ def test_loading_into_a_frozen_model_changes_its_tensors_in_place(qtype_name):
     assert weight.equal(model[0].weight)
     other[0].weight._scale.zero_()
     assert not weight.equal(model[0].weight)
+
+
+def test_weights_that_lie_in_one_piece_of_memory_are_not_tied():
+    """As those of a file that is mapped."""
+    model = torch.nn.Sequential(torch.nn.Linear(32, 32), torch.nn.Linear(32, 32))
+    quantize(model, weights="qint8")
+    freeze(model)
+    codes = torch.stack([layer.weight._data for layer in model])
+    for layer, own in zip(model, codes, strict=True):
+        layer.weight._data = own
+    save_ties_once(model)
+    assert {"0.weight._data", "1.weight._data"} < model.state_dict().keys()
+    model[1].weight._data = codes[0]
+    save_ties_once(model)
+    assert "1.weight._data" not in model.state_dict()
+
+
+def test_no_scale_is_saved_under_two_names(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(32, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16))
+    quantize(model, weights="qint8", activations="qint8")
+    with torch.no_grad(), Calibration(streamline=False):
+        model(torch.randn(5, 32))
+    assert model[0].output_scale == model[2].input_scale  # which adopts it
+    save_file(model.state_dict(), tmp_path / "model.safetensors")  # refuses tensors that share memory
 
 
 @pytest.mark.parametrize("activations", ["qint8", "qfloat8"])
