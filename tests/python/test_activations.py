@@ -256,11 +256,12 @@ def test_a_copy_has_hooks_of_its_own():
     assert (len(net[0]._forward_hooks), len(other[0]._forward_hooks)) == (1, 0)
 
 
-def test_calibration_removes_its_hooks():
+@pytest.mark.parametrize("streamline", [True, False])
+def test_calibration_removes_its_hooks(streamline):
     net = model()
     quantize(net, weights=qint8, activations=qint8)
     before = [len(m._forward_hooks) for m in net.modules()]
-    with pytest.raises(RuntimeError), Calibration(streamline=False):
+    with pytest.raises(RuntimeError), Calibration(streamline=streamline):
         net(torch.randn(2, 63))
     assert [len(m._forward_hooks) for m in net.modules()] == before
     assert not torch.nn.modules.module._global_forward_hooks
