@@ -1,4 +1,5 @@
 // What Python asks of the core without tensors, as plain C functions for ctypes, and torch's threads for the core.
+#include <pthread.h>
 #include <torch/csrc/stable/ops.h>
 
 #if defined(__GLIBC__)
@@ -6,6 +7,7 @@
 #endif
 
 #include <algorithm>
+#include <atomic>
 #include <optional>
 #include <string>
 
@@ -20,11 +22,18 @@ namespace {
 
 int torch_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
 
+// A child process has none of the threads of torch's pool, for which GNU's OpenMP would wait for ever.
+std::atomic<bool> in_forked_child{false};
+
 /// torch cuts a range into one part for each thread, whatever a slow core makes of it; here its threads help each
 /// other.
 void run_on_torch_threads(std::int64_t size, std::int64_t grain, quanto::ParallelBody body, void* context) {
   const std::int64_t threads = std::min<std::int64_t>(torch_threads(), (size + grain - 1) / grain);
   if (threads <= 1) return body(context, 0, size);
+  if (in_forked_child.load(std::memory_order_relaxed)) {
+    quanto::set_thread_count(torch_threads());
+    return quanto::run_on_built_in_threads(size, grain, body, context);
+  }
   quanto::SharedWork work(size, grain, threads, body, context);
   torch::stable::parallel_for(0, threads, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t thread = begin; thread < end; ++thread) work.work(thread);
@@ -33,6 +42,7 @@ void run_on_torch_threads(std::int64_t size, std::int64_t grain, quanto::Paralle
 
 const bool registered = [] {
   quanto::set_parallel_backend({run_on_torch_threads, torch_threads});
+  pthread_atfork(nullptr, nullptr, [] { in_forked_child.store(true, std::memory_order_relaxed); });
   return true;
 }();
 

@@ -140,17 +140,17 @@ SharedPool current_pool() {
   return pool;
 }
 
-void built_in_run(std::int64_t size, std::int64_t grain, ParallelBody body, void* context) {
+std::atomic<const ParallelBackend*> backend{nullptr};
+
+}  // namespace
+
+void run_on_built_in_threads(std::int64_t size, std::int64_t grain, ParallelBody body, void* context) {
   const std::int64_t threads = std::min<std::int64_t>(built_in_thread_count(), (size + grain - 1) / grain);
   if (threads <= 1 || inside_job) return body(context, 0, size);
   const SharedPool shared = current_pool();
   SharedWork job(size, grain, shared->threads(), body, context);
   shared->run(job);
 }
-
-std::atomic<const ParallelBackend*> backend{nullptr};
-
-}  // namespace
 
 void set_parallel_backend(const ParallelBackend& replacement) {
   backend.store(new ParallelBackend(replacement));  // kept for ever: another thread may be using the previous one
@@ -168,7 +168,8 @@ void parallel_run(std::int64_t size, std::int64_t grain, ParallelBody body, void
   grain = std::max<std::int64_t>(1, grain);
   if (size <= grain) return body(context, 0, size);
   const ParallelBackend* current = backend.load();
-  return current != nullptr ? current->run(size, grain, body, context) : built_in_run(size, grain, body, context);
+  const auto run = current != nullptr ? current->run : run_on_built_in_threads;
+  return run(size, grain, body, context);
 }
 
 }  // namespace quanto

@@ -29,6 +29,9 @@ void set_thread_count(int threads);
 /// Threads of the current backend.
 int thread_count();
 
+/// Runs a job on the built-in pool: for a backend whose threads did not survive a fork.
+void run_on_built_in_threads(std::int64_t size, std::int64_t grain, ParallelBody body, void* context);
+
 /// How a backend hands out [0, size): each thread takes small pieces of a part of its own, one after the other, so that
 /// what it reads lies side by side in memory and can be fetched ahead; then it takes what is left of the others' parts,
 /// so that a slow thread holds up nobody.

@@ -403,6 +403,31 @@ def test_operators_run_on_the_threads_of_torch(environment, argument):
     assert others == 0 if "1" in (argument or [environment]) else others <= 1
 
 
+_FORK = """
+import os, signal, sys
+import torch
+from optimum.quanto import freeze, quantize
+torch.set_num_threads(2)
+model = torch.nn.Sequential(torch.nn.Linear(512, 512))
+quantize(model, weights=sys.argv[1])
+freeze(model)
+x = torch.randn(256, 512)
+torch.mm(x, x.t())  # which starts torch's threads
+expected = model(x).detach().numpy().tobytes()
+child = os.fork()
+if child == 0:
+    signal.alarm(20)  # a hang, which operators of torch still end in, is a failure
+    os._exit(model(x).detach().numpy().tobytes() != expected)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+def test_a_forked_child_does_not_wait_for_threads_of_its_parent(weights):
+    assert subprocess.run([sys.executable, "-c", _FORK, weights], check=False).returncode == 0
+
+
 def _there_and_back(sample: Sample):
     """What a sample of a fake quantization stands for."""
     if sample.op == "fake_quantize_symmetric":
