@@ -163,30 +163,31 @@ bool few_rows_serves_values(const MatmulArgs& a) {
 template <class Dots>
 struct UnitScratch {
   FloatLanes* totals;
-  float* scales;    ///< of (stripe, field, group), with the field's factor; zeros after those of a channel
-  float* offsets;   ///< of the groups of one channel, negated
+  float* scales;    ///< of (field, stripe, group), with the field's factor
+  float* offsets;   ///< of (stripe, group) of one field, negated
   bool* maybe_nan;  ///< of each stripe, where codes are decoded without their NaN: whether to look for it
-  std::int64_t rows, scale_row;
+  std::int64_t rows, groups;
 
   UnitScratch(const MatmulArgs& a, void* memory)
       : totals(static_cast<FloatLanes*>(memory)),
         scales(reinterpret_cast<float*>(totals + kStripesPerUnit * Dots::kFields * padded_rows(a.M))),
         rows(padded_rows(a.M)),
-        scale_row(PreparedRows<Dots>::kAffine ? round_up(a.groups + 1, kLanes) : 0) {
-    offsets = scales + kStripesPerUnit * Dots::kFields * scale_row;
-    maybe_nan = reinterpret_cast<bool*>(offsets + scale_row);
+        groups(PreparedRows<Dots>::kAffine ? a.groups : 0) {
+    offsets = scales + Dots::kFields * kStripesPerUnit * groups + kLanes;  // vectors end behind the last of either
+    maybe_nan = reinterpret_cast<bool*>(offsets + kStripesPerUnit * groups + kLanes);
   }
 
   std::size_t bytes() const {
     const auto channels = static_cast<std::size_t>(kStripesPerUnit * Dots::kFields);
+    const std::int64_t floats = kStripesPerUnit * (Dots::kFields + 1) * groups + 2 * kLanes;
     return channels * static_cast<std::size_t>(rows) * sizeof(FloatLanes) +
-           (channels + 1) * static_cast<std::size_t>(scale_row) * sizeof(float) + kStripesPerUnit * sizeof(bool);
+           static_cast<std::size_t>(floats) * sizeof(float) + kStripesPerUnit * sizeof(bool);
   }
   FloatLanes* totals_of(std::int64_t stripe, int field) const {
     return totals + (stripe * Dots::kFields + field) * rows;
   }
   float* scales_of(std::int64_t stripe, int field) const {
-    return scales + (stripe * Dots::kFields + field) * scale_row;
+    return scales + (field * kStripesPerUnit + stripe) * groups;
   }
 };
 
@@ -336,25 +337,60 @@ __attribute__((noinline)) void multiply_block(const MatmulArgs& a, const FewRows
   for (int st = 0; st < kStripes; ++st) {
     for (int f = 0; f < kFields; ++f) scales[st][f] = scratch.scales_of(block.stripe + st, kFirst + f) + first_group;
   }
-  std::int64_t left = (first_group + 1) * group_size - block.k;  // codes of the group that are still to come
-  for (std::int64_t k = 0, j = 0; k < block.depth;) {
-    const bool straddles = left < Dots::kChunk;
-    const std::int64_t run = straddles ? Dots::kChunk : smaller(left / Dots::kChunk * Dots::kChunk, block.depth - k);
-    sums = Sums{};
-    sums.add_chunks(block, k, k + run, x + k / Dots::kChunk * (kRows * Dots::kVectors));
-    if (!straddles) {
-      sums.add_scaled([&](int s, int f) { return broadcast(scales[s][f][j]); }, totals);
-    } else {  // lanes hold neighbouring codes, so the next group has the upper half of each vector
-      sums.add_scaled([&](int s, int f) { return broadcast_halves(scales[s][f][j], scales[s][f][j + 1]); }, totals);
-      ++j;
-      left += group_size;
+  const auto multiply_groups = [&](auto& sums_of_groups) __attribute__((always_inline)) {
+    const auto multiply_run = [&](std::int64_t k, std::int64_t run) __attribute__((always_inline)) {
+      sums = Sums{};
+      sums.add_chunks(block, k, k + run, x + k / Dots::kChunk * (kRows * Dots::kVectors));
+    };
+    const auto scale_by = [&](std::int64_t j) __attribute__((always_inline)) {
+      sums.add_scaled([&](int s, int f) { return broadcast(scales[s][f][j]); }, sums_of_groups);
+    };
+    // Lanes hold neighbouring codes, so the next group has the upper half of each vector; after the last one they hold
+    // zeros, and what follows its scale is that of another channel.
+    const auto scale_halves_by = [&](std::int64_t j) __attribute__((always_inline)) {
+      const bool last = first_group + j + 1 == a.groups;
+      sums.add_scaled(
+          [&](int s, int f) { return broadcast_halves(scales[s][f][j], last ? 0.0f : scales[s][f][j + 1]); },
+          sums_of_groups);
+    };
+    std::int64_t k = 0, j = 0;
+    if (2 * group_size == 3 * Dots::kChunk && block.k % (2 * group_size) == 0) {
+      for (; k + 2 * group_size <= block.depth; k += 2 * group_size, j += 2) {
+        multiply_run(k, Dots::kChunk);
+        scale_by(j);
+        multiply_run(k + Dots::kChunk, Dots::kChunk);
+        scale_halves_by(j);
+        multiply_run(k + 2 * Dots::kChunk, Dots::kChunk);
+        scale_by(j + 1);
+      }
     }
-    left -= run;
-    if (left == 0) {
-      ++j;
-      left = group_size;
+    std::int64_t left = (first_group + j + 1) * group_size - block.k - k;  // codes of the group that are still to come
+    while (k < block.depth) {
+      const bool straddles = left < Dots::kChunk;
+      const std::int64_t run = straddles ? Dots::kChunk : smaller(left / Dots::kChunk * Dots::kChunk, block.depth - k);
+      multiply_run(k, run);
+      if (!straddles) {
+        scale_by(j);
+      } else {
+        scale_halves_by(j);
+        ++j;
+        left += group_size;
+      }
+      left -= run;
+      if (left == 0) {
+        ++j;
+        left = group_size;
+      }
+      k += run;
     }
-    k += run;
+  };
+  if constexpr (3 * kStripes * kFields * kRows <= kSums) {  // registers hold both
+    FloatLanes kept[kStripes][kFields][kRows];
+    sums.for_each([&](int s, int f, int m, auto&) { kept[s][f][m] = totals[s][f][m]; });
+    multiply_groups(kept);
+    sums.for_each([&](int s, int f, int m, auto&) { totals[s][f][m] = kept[s][f][m]; });
+  } else {
+    multiply_groups(totals);
   }
 }
 
@@ -505,33 +541,43 @@ inline float total_of(FloatLanes totals) {
   return sum_lanes(totals);
 }
 
-/// Two arrays, filled up to whole vectors, zeros after the n elements of one of them.
+/// Of n elements; `b` is filled up to whole vectors.
 inline FloatLanes sum_of_products(const float* a, const float* b, std::int64_t n) {
   FloatLanes sum{};
-  for (std::int64_t i = 0; i < n; i += kLanes) {
-    sum = multiply_add(load<FloatLanes>(a + i, kLanes), load<FloatLanes>(b + i, kLanes), sum);
-  }
+  for_chunks(n, [&](std::int64_t i, auto chunk) {
+    sum = multiply_add(load<FloatLanes>(a + i, chunk.count), load<FloatLanes>(b + i, kLanes), sum);
+  });
   return sum;
 }
 
-/// Reads the scales of a channel and starts its sums with what its shifts contribute.
+/// Reads the scales of the channels of a unit and starts their sums with what their shifts contribute. The channels of
+/// a field are neighbours, so that what belongs to them is read through at once, however few groups each has.
 template <class Dots>
-inline void start_channel(const MatmulArgs& a, std::int64_t n, std::int64_t stripe, int field,
-                          const PreparedRows<Dots>& rows, const UnitScratch<Dots>& scratch) {
-  FloatLanes* totals = scratch.totals_of(stripe, field);
-  if constexpr (is_affine_qtype(Dots::kQType)) {
-    float* scales = scratch.scales_of(stripe, field);
-    store(scales + scratch.scale_row - kLanes, FloatLanes{}, kLanes);
-    for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
-      const ScaleOffsets so = scale_offsets(a, n * a.groups + j, chunk.count);
-      store(scales + j, so.scale * Dots::field_factor(field), kLanes);
-      store(scratch.offsets + j, -so.offset, kLanes);
-    });
-    for (std::int64_t m = 0; m < rows.rows; ++m)
-      totals[m] = sum_of_products(scratch.offsets, rows.group_sums(m), a.groups);
-  } else {
-    scratch.maybe_nan[stripe] = false;
-    for (std::int64_t m = 0; m < rows.rows; ++m) totals[m] = start_of_sums<Dots>(rows.group_sums(m));
+inline void start_channels(const MatmulArgs& a, std::int64_t first, std::int64_t count, const PreparedRows<Dots>& rows,
+                           const UnitScratch<Dots>& scratch) {
+  for (int field = 0; field < Dots::kFields; ++field) {
+    if constexpr (is_affine_qtype(Dots::kQType)) {
+      float* scales = scratch.scales_of(0, field);
+      const std::int64_t row = (field * stripe_count<Dots>(a) + first) * a.groups;
+      for_chunks(count * a.groups, [&](std::int64_t i, auto chunk) {
+        const ScaleOffsets so = scale_offsets(a, row + i, chunk.count);
+        store(scales + i, so.scale * Dots::field_factor(field), kLanes);
+        store(scratch.offsets + i, -so.offset, kLanes);
+      });
+    }
+    for (std::int64_t stripe = 0; stripe < count; ++stripe) {
+      FloatLanes* totals = scratch.totals_of(stripe, field);
+      for (std::int64_t m = 0; m < rows.rows; ++m) {
+        if constexpr (is_affine_qtype(Dots::kQType)) {
+          totals[m] = sum_of_products(scratch.offsets + stripe * a.groups, rows.group_sums(m), a.groups);
+        } else {
+          totals[m] = start_of_sums<Dots>(rows.group_sums(m));
+        }
+      }
+    }
+  }
+  if constexpr (!is_affine_qtype(Dots::kQType)) {
+    for (std::int64_t stripe = 0; stripe < count; ++stripe) scratch.maybe_nan[stripe] = false;
   }
 }
 
@@ -565,13 +611,6 @@ inline void store_channels(const MatmulArgs& a, std::int64_t n, std::int64_t cou
   }
 }
 
-template <class Dots, class Visit>
-inline void for_channels(const MatmulArgs& a, std::int64_t first, std::int64_t count, Visit visit) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    for (int f = 0; f < Dots::kFields; ++f) visit(f * stripe_count<Dots>(a) + first + i, i, f);
-  }
-}
-
 template <class Dots>
 void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
   const PreparedRows<Dots> rows(a);
@@ -581,8 +620,7 @@ void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
   for (std::int64_t unit = begin; unit < end; ++unit) {
     const std::int64_t first = unit * kStripesPerUnit;
     const std::int64_t count = smaller(kStripesPerUnit, stripe_count<Dots>(a) - first);
-    for_channels<Dots>(a, first, count,
-                       [&](std::int64_t n, std::int64_t i, int f) { start_channel<Dots>(a, n, i, f, rows, scratch); });
+    start_channels<Dots>(a, first, count, rows, scratch);
     if constexpr (kIsOneField<Dots>) {
       multiply_channels<Dots>(a, first, count, together, scratch);
     } else {
