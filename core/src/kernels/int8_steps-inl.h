@@ -22,23 +22,6 @@ inline std::int32_t sum_of_codes(const std::int8_t* x, std::int64_t n) {
   return sum;
 }
 
-/// The sum of all lanes, modulo 2^32.
-inline std::int32_t sum_lanes(IntLanes v) {
-#if defined(__AVX512F__)
-  const __m256i eight = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)v), _mm512_extracti64x4_epi64((__m512i)v, 1));
-#elif defined(__AVX2__)
-  const __m256i eight = (__m256i)v;
-#endif
-#if defined(__AVX2__)
-  __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-  four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
-  return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1)));
-#else
-  const BitLanes bits = (BitLanes)v;
-  return static_cast<std::int32_t>((bits[0] + bits[2]) + (bits[1] + bits[3]));
-#endif
-}
-
 inline IntLanes broadcast_int(std::int32_t v) {
 #if defined(__AVX512F__)
   return (IntLanes)_mm512_set1_epi32(v);
