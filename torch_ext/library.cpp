@@ -24,6 +24,9 @@ STABLE_TORCH_LIBRARY(quanto, m) {
   m.def("absmax_scale(Tensor base, str qtype, int? axis) -> Tensor");
   m.def("quantize_per_token(Tensor input, ScalarType dtype) -> (Tensor, Tensor)");
   m.def("minmax_scale(Tensor base, str qtype, int axis, int? group_size) -> (Tensor, Tensor)");
+  m.def(
+      "hqq_scale(Tensor base, str qtype, int axis, float lp_norm, float beta, float kappa, int iters) -> (Tensor, "
+      "Tensor, Tensor)");
   m.def("dequantize_symmetric(Tensor data, Tensor scale) -> Tensor");
   m.def(
       "dequantize_affine(Tensor data, Tensor scale, Tensor shift, int bits, int axis, int? group_size, int[] size, "

@@ -14,6 +14,8 @@ namespace {
 using Index = std::int64_t;
 using OptionalIndex = std::optional<std::int64_t>;
 
+constexpr Index kMostSteps = 1 << 20;  // of a search
+
 ConstMatrix matrix_of(const char* op, const Tensor& dense, const MatrixShape& shape) {
   return {dense.const_data_ptr(), float_dtype(op, "base", dense), shape.rows, shape.cols};
 }
@@ -183,6 +185,24 @@ std::tuple<Tensor, Tensor> minmax_scale_op(Tensor base, std::string qtype_name, 
   return {scale, shift};
 }
 
+/// Scale, shift and the errors of the steps (scale.h).
+std::tuple<Tensor, Tensor, Tensor> hqq_scale_op(Tensor base, std::string qtype_name, Index axis, double lp_norm,
+                                                double beta, double kappa, Index iters) {
+  constexpr const char* kOp = "hqq_scale";
+  const auto sizes = sizes_of(base);
+  const MatrixShape shape = matrix_shape(kOp, sizes, axis);
+  if (iters < 0 || iters > kMostSteps) fail_value(kOp, "iters", std::to_string(iters), "a number of steps");
+  const Tensor dense = as_contiguous(base);
+  const auto out_sizes = scale_sizes(sizes, shape.axis);
+  Tensor scale = empty(out_sizes, base.scalar_type());
+  Tensor shift = empty(out_sizes, base.scalar_type());
+  Tensor errors = empty({iters + 1}, ScalarType::Float);
+  const HqqParameters parameters{lp_norm, beta, kappa, static_cast<int>(iters)};
+  hqq_scale(matrix_of(kOp, dense, shape), qtype_from_name(qtype_name), shape.axis, parameters, scale.mutable_data_ptr(),
+            shift.mutable_data_ptr(), static_cast<float*>(errors.mutable_data_ptr()));
+  return {scale, shift, errors};
+}
+
 /// The axis that a scale's shape stands for: its only dimension longer than one must be the first or the last.
 MatrixShape shape_of_scale(const char* op, const std::vector<Index>& sizes, const Tensor& scale) {
   if (scale.numel() == 1) return matrix_shape(op, sizes, std::nullopt);
@@ -341,6 +361,7 @@ STABLE_TORCH_LIBRARY_IMPL(quanto, CPU, m) {
   m.impl("absmax_scale", TORCH_BOX(&absmax_scale_op));
   m.impl("quantize_per_token", TORCH_BOX(&quantize_per_token_op));
   m.impl("minmax_scale", TORCH_BOX(&minmax_scale_op));
+  m.impl("hqq_scale", TORCH_BOX(&hqq_scale_op));
   m.impl("dequantize_symmetric", TORCH_BOX(&dequantize_symmetric_op));
   m.impl("dequantize_affine", TORCH_BOX(&dequantize_affine_op));
   m.impl("fake_quantize_symmetric", TORCH_BOX(&fake_quantize_symmetric_op));

@@ -24,6 +24,15 @@ struct QuantizeArgs {
   std::int64_t packed_rows;  ///< affine: rows of the packed matrix (pack.h); 0: one code per byte
 };
 
+/// A step of half-quadratic quantization (scale.h).
+struct HqqArgs {
+  QuantizeArgs matrix;  ///< without codes; scales and floating shifts along the first axis
+  float exponent;       ///< p - 1; zero for the norm without a power
+  float inverse_beta;
+  void* shift_out;  ///< of `dtype`: the next shift of each row
+  float* errors;    ///< of each row the sum of the magnitudes of its errors, with the present shift
+};
+
 struct QuantizeKernels {
   Isa isa;
 
@@ -48,6 +57,9 @@ struct QuantizeKernels {
   /// minmax of the same row gave. `codes_in` and `codes_out` are the same memory, whose contents are not specified.
   void (*fake_quantize_symmetric)(const QuantizeArgs& args, std::int64_t begin, std::int64_t end);
   void (*fake_quantize_affine)(const QuantizeArgs& args, std::int64_t begin, std::int64_t end);
+
+  /// Rows [begin, end).
+  void (*hqq_step)(const HqqArgs& args, std::int64_t begin, std::int64_t end);
 };
 
 }  // namespace quanto::kernels

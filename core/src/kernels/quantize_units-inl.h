@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/fake_quantize-inl.h"
+#include "kernels/hqq-inl.h"
 #include "kernels/quantize-inl.h"
 
 namespace quanto::kernels {
@@ -18,7 +19,8 @@ constexpr QuantizeKernels quantize_kernels(Isa isa) {
           dequantize_symmetric,
           dequantize_affine,
           fake_quantize_symmetric,
-          fake_quantize_affine};
+          fake_quantize_affine,
+          hqq_step};
 }
 
 }  // namespace

@@ -64,6 +64,33 @@ def minmax_scale(base: Tensor, qtype: str, axis: int, group_size: int | None) ->
     return _keep_positive(scale, high == low).reshape(shape), (-low).reshape(shape)
 
 
+def hqq_scale(
+    base: Tensor, qtype: str, axis: int, lp_norm: float, beta: float, kappa: float, iters: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    bits = _QTYPES[qtype]["bits"]
+    scale, shift = minmax_scale(base, qtype, axis, None)
+    dims = list(range(base.ndim)) if base.ndim == 1 else _other_dims(base, axis)
+    errors = torch.full((iters + 1,), -1.0, device=base.device)
+    now = shift
+    for step in range(iters + 1):
+        codes = quantize_affine(base, bits, axis, None, scale, now)
+        error = base - dequantize_affine(codes, scale, now, bits, axis, None, base.shape, False)
+        errors[step] = error.abs().mean()
+        if step > 0 and not bool(errors[step] < errors[step - 1]):
+            break
+        shift = now
+        kept = _shrink(error, lp_norm, beta * kappa**step)
+        wanted = (scale * codes.to(base.dtype) - (base - kept)).mean(dims, keepdim=True)
+        now = torch.where(wanted.isfinite() & (scale != 0), wanted, now)
+    return scale, shift, errors
+
+
+def _shrink(error: Tensor, lp_norm: float, beta: float) -> Tensor:
+    size = error.abs()
+    threshold = 1.0 / beta if lp_norm == 1 else size.pow(lp_norm - 1) * (1.0 / beta)
+    return error.sign() * torch.relu(size - threshold)
+
+
 def quantize_symmetric(base: Tensor, dtype: torch.dtype, axis: int | None, scale: Tensor) -> Tensor:
     return _symmetric_codes(base, dtype, scale)
 
@@ -390,6 +417,7 @@ def register() -> None:
         percentile_scale,
         mse_scale,
         minmax_scale,
+        hqq_scale,
         dequantize_symmetric,
         dequantize_affine,
         fake_quantize_symmetric,

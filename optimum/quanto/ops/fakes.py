@@ -75,6 +75,13 @@ def _minmax_scale(base: Tensor, qtype: str, axis: int, group_size: int | None) -
     return base.new_empty(shape), base.new_empty(shape)
 
 
+def _hqq_scale(
+    base: Tensor, qtype: str, axis: int, lp_norm: float, beta: float, kappa: float, iters: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    errors = torch.empty((iters + 1,), dtype=torch.float32, device=base.device)
+    return *_minmax_scale(base, qtype, axis, None), errors
+
+
 def _dequantize_symmetric(data: Tensor, scale: Tensor) -> Tensor:
     return torch.empty(data.shape, dtype=scale.dtype, device=data.device)
 
@@ -225,6 +232,7 @@ def register() -> None:
         _percentile_scale,
         _mse_scale,
         _minmax_scale,
+        _hqq_scale,
         _dequantize_symmetric,
         _dequantize_affine,
         _fake_quantize_symmetric,

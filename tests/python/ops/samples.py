@@ -121,6 +121,9 @@ def _affine() -> Iterator[Sample]:
 def _affine_case(name: str, base: Tensor, bits: int, axis: int, group_size: int | None) -> Iterator[Sample]:
     yield Sample("minmax_scale", (base, f"qint{bits}", axis, group_size), name)
     yield Sample("fake_quantize_affine", (base, f"qint{bits}", axis, group_size, None, None), name)
+    if group_size is None:
+        for lp_norm in (0.7, 1.0):
+            yield Sample("hqq_scale", (base, f"qint{bits}", axis, lp_norm, 10.0, 1.01, 3), f"{name}-{lp_norm}")
     scale, shift = QUANTO.minmax_scale(base, f"qint{bits}", axis, group_size)
     zero_point = (shift / scale).round().clamp(0, 2**bits - 1).to(torch.uint8)
     for kind, offset in (("float", shift), ("integer", zero_point)):

@@ -38,7 +38,14 @@ STRAIGHT_THROUGH = {
 }
 NONE = {
     *("pack", "unpack", "embedding_qbytes", "embedding_qbits"),  # of integers
-    *("absmax_scale", "minmax_scale", "percentile_scale", "mse_scale", "observe_magnitudes"),  # scales are constants
+    *(
+        "absmax_scale",
+        "minmax_scale",
+        "hqq_scale",
+        "percentile_scale",
+        "mse_scale",
+        "observe_magnitudes",
+    ),  # scales are constants
     "all_finite",
 }
 

@@ -25,7 +25,9 @@ SAMPLES = all_samples()
 LINEAR_CODES = ("linear_codes_qbytes", "linear_codes_qbits")
 LINEAR = ("linear_qbytes", "linear_qbits", "qbytes_mm", *LINEAR_CODES)
 CONV = ("conv_qbytes", "conv_qbits")
-EXACT = [s for s in SAMPLES if s.op not in LINEAR + CONV]
+# Powers, and sums in an order of their own.
+SEARCHED = ("hqq_scale",)
+EXACT = [s for s in SAMPLES if s.op not in LINEAR + CONV + SEARCHED]
 
 
 def _bits(t):
@@ -84,6 +86,24 @@ def test_compositions_equal_the_kernels(isa):
         expected = sample()
         found = getattr(compositions, sample.op)(*sample.args)
         assert _equal(found, expected), str(sample)
+
+
+def test_the_hqq_search_is_that_of_torchs_operators(isa):
+    """A code that falls on the other side of a boundary moves a mean by a part of a scale."""
+    checked = 0
+    for sample in [s for s in SAMPLES if s.op in SEARCHED]:
+        base, bits, axis = sample.args[0], int(sample.args[1][-1]), sample.args[2]
+        scale, shift, errors = sample()
+        expected = compositions.hqq_scale(*sample.args)
+        assert _equal(scale, expected[0]), str(sample)
+        misfit = (shift.double() - expected[1].double()).abs() / scale.double().clamp(min=1e-30)
+        assert misfit.max() <= 0.3, str(sample)
+        assert misfit.mean() <= 0.02, str(sample)
+        rounded = QUANTO.fake_quantize_affine(base, f"qint{bits}", axis, None, scale, shift)
+        best = errors[errors != -1].min()
+        torch.testing.assert_close(best, (base - rounded).abs().mean().float(), rtol=1e-2, atol=1e-5)
+        checked += 1
+    assert checked > 80
 
 
 def test_per_token_codes_are_those_of_scales_along_the_rows(isa):

@@ -40,40 +40,10 @@ class HqqOptimizer(MaxOptimizer):
         self.verbose = verbose
 
     def optimize(self, base: Tensor, qtype: QType, axis: int) -> tuple[Tensor, Tensor]:
-        scale, shift = super().optimize(base, qtype, axis)
-        codes, values = _requantize(base, qtype, axis, scale, shift)
-        best_error = float((base - values).abs().mean())
-        self._report("start", best_error)
-        beta = self.beta
-        candidate = shift
-        for step in range(self.iters):
-            residual = self._shrink(base - values, beta)
-            candidate = (codes * scale - (base - residual)).mean(0 if axis == -1 else -1, keepdim=True)
-            if candidate.shape != shift.shape:
-                candidate = candidate.reshape(candidate.shape[0], -1).mean(1).reshape(shift.shape)
-            codes, values = _requantize(base, qtype, axis, scale, candidate)
-            error = float((base - values).abs().mean())
-            self._report(f"step {step}", error)
-            if not error < best_error:
-                break
-            best_error, shift = error, candidate
-            beta *= self.kappa
-        return scale, shift
-
-    def _shrink(self, error: Tensor, beta: float) -> Tensor:
-        magnitude = error.abs()
-        if self.lp_norm == 1:
-            threshold: Tensor | float = 1.0 / beta
-        else:
-            threshold = magnitude.pow(self.lp_norm - 1) / beta
-        return error.sign() * torch.relu(magnitude - threshold)
-
-    def _report(self, step: str, error: float) -> None:
+        scale, shift, errors = torch.ops.quanto.hqq_scale(
+            base, qtype.name, axis, float(self.lp_norm), float(self.beta), float(self.kappa), int(self.iters)
+        )
         if self.verbose:
-            print(f"HQQ {step}: mean absolute error {error:.6f}")
-
-
-def _requantize(base: Tensor, qtype: QType, axis: int, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    codes = torch.ops.quanto.quantize_affine(base, qtype.bits, axis, None, scale, shift)
-    values = torch.ops.quanto.dequantize_affine(codes, scale, shift, qtype.bits, axis, None, list(base.shape), False)
-    return codes, values
+            for step, error in enumerate(errors[errors != -1].tolist()):
+                print(f"HQQ {f'step {step}' if step else 'start'}: mean absolute error {error:.6f}")
+        return scale, shift
