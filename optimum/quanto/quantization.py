@@ -197,16 +197,9 @@ def freeze(model: torch.nn.Module, allow_non_finite: bool = False) -> None:
                 f"[freeze] weight of {', '.join(bad)}: got NaN or infinite elements, expected finite ones; "
                 "pass allow_non_finite=True to quantize them anyway"
             )
-    sources = [m.weight for _, m in modules]  # kept alive, so that no id is used twice
-    try:
-        _freeze_all(modules)
-    except Exception:
-        for (_, module), source in zip(modules, sources, strict=True):
-            module.weight = source
-        raise
+    _freeze_all(modules)
     if modules:
-        # The float weights end here, in pieces that glibc would keep: half of what the process then holds.
-        sources.clear()
+        # The float weights ended in pieces that glibc would keep: half of what the process then holds.
         release_freed_memory()
         _warn_of_float(model)
 
@@ -226,18 +219,28 @@ def _warn_of_float(model: torch.nn.Module) -> None:
 
 
 def _freeze_all(modules: Sequence[tuple[str, QModuleMixin]]) -> None:
-    frozen: dict[Any, torch.Tensor] = {}
+    """Freeze all modules or none. All scales are found first, where quantizing can fail; then the float weights are
+    replaced one by one, so that each one's memory is free for the next codes."""
+    alike: dict[Any, list[QModuleMixin]] = {}  # that share a weight, and quantize it alike
+    scales: dict[Any, tuple[torch.Tensor, torch.Tensor | None]] = {}
     for name, module in modules:
         size = module.quantized_size
         key = (id(module.weight), size, module.weight_qtype, module.weight_group_size, id(type(module.optimizer)))
-        if key in frozen:
-            module.weight = frozen[key]
-            continue
-        try:
-            module.freeze(allow_non_finite=True)  # checked by the caller, or wanted
-        except RuntimeError as error:
-            raise ValueError(f"[freeze] weight of {name}: {error}") from error
-        frozen[key] = module.weight
+        alike.setdefault(key, []).append(module)
+        if key not in scales:
+            scales[key] = _scales_to_freeze(name, module)
+    for key, (first, *others) in alike.items():
+        first.freeze(allow_non_finite=True, scales=scales.pop(key))  # checked by the caller, or wanted
+        for module in others:
+            module.weight = first.weight
+
+
+def _scales_to_freeze(name: str, module: QModuleMixin) -> tuple[torch.Tensor, torch.Tensor | None]:
+    try:
+        with torch.no_grad():
+            return module.search_scales()
+    except RuntimeError as error:
+        raise ValueError(f"[freeze] weight of {name}: {error}") from error
 
 
 def quantization_map(model: torch.nn.Module) -> dict[str, dict[str, str]]:

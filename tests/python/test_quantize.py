@@ -1,7 +1,9 @@
 import copy
 import io
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import optimum.quanto
 from optimum.quanto import (
+    AbsmaxOptimizer,
     MaxOptimizer,
     QLayerNorm,
     QLinear,
@@ -96,6 +99,16 @@ def test_include_and_exclude():
         ({"weights": qint8, "activations": "int4"}, ValueError, "activations: got qint4, expected an 8-bit qtype"),
         ({"weights": qint8, "include": [3]}, TypeError, "include"),
         ({"weights": qint8, "exclude": 3}, TypeError, "exclude: got 3, expected a pattern"),
+        (
+            {"weights": "qint4", "optimizer": AbsmaxOptimizer()},
+            ValueError,
+            "got AbsmaxOptimizer, expected one of AffineOptimizer for qint4",
+        ),
+        (
+            {"weights": "qint8", "optimizer": MaxOptimizer()},
+            ValueError,
+            "got MaxOptimizer, expected one of SymmetricOptimizer for qint8",
+        ),
         ({"weights": "qint4", "optimizer": "hqq"}, TypeError, "optimizer: got 'hqq', expected an Optimizer or None"),
     ],
 )
@@ -135,6 +148,42 @@ def test_freeze_names_the_module_that_it_cannot_quantize_and_freezes_none():
         freeze(model)
     assert model.first.weight is source
     assert not model.first.frozen
+
+
+class Wrong(MaxOptimizer):
+    """Finds scales for the first of two layers only."""
+
+    def optimize(self, base, qtype, axis):
+        scale, shift = super().optimize(base, qtype, axis)
+        return (scale, shift) if base.numel() > 1000 else (scale[:2], shift)
+
+
+def test_freeze_freezes_none_if_an_optimizer_finds_no_scales():
+    model = Model()
+    quantize(model, weights=qint4, optimizer=Wrong())
+    source = model.first.weight
+    with pytest.raises(ValueError, match=r"\[Wrong\] scale, shift: got shapes \(2, 1\) and \(9, 1\)"):
+        freeze(model)
+    assert model.first.weight is source
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("weights", [qint8, qint4])
+def test_freezing_needs_no_memory_besides_the_float_model(weights):
+    def megabytes(field):
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(rf"{field}:\s+(\d+) kB", status).group(1)) / 1024
+
+    for features in (64, 2048):  # the first one for what is allocated only once
+        model = torch.nn.Sequential(*(torch.nn.Linear(features, features) for _ in range(12)))  # 192 MB
+        quantize(model, weights=weights)
+        if features == 64:
+            freeze(model)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = megabytes("VmRSS")
+    freeze(model)
+    assert megabytes("VmHWM") < before + 12  # the codes of one layer and the scales; those of all are 24 or 48 MB
+    assert megabytes("VmRSS") < before - 100
 
 
 @pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")

@@ -17,6 +17,7 @@ from ..ops.library import release_recurring_memory
 from ..tensor import (
     AbsmaxOptimizer,
     ActivationQBytesTensor,
+    AffineOptimizer,
     MaxOptimizer,
     Optimizer,
     QTensor,
@@ -249,6 +250,8 @@ class QModuleMixin(ABC):
         if not isinstance(optimizer, Optimizer | None):
             raise TypeError(f"[quanto] optimizer: got {optimizer!r}, expected an Optimizer or None")
         self.optimizer = optimizer
+        if optimizer is not None and self.weight_qtype is not None:
+            _check_searches(optimizer, self.weight_qtype)
         if optimizer is None and self.weight_qtype is not None:
             self.optimizer = AbsmaxOptimizer() if self.weight_qtype.bits == 8 else MaxOptimizer()
         self._quantize_hooks: dict[str, Any] = {}
@@ -325,19 +328,32 @@ class QModuleMixin(ABC):
         weight = self.weight
         if self.weight_qtype is None or isinstance(weight, QTensor):
             return weight if isinstance(weight, QTensor) else None
-        weight = self.weight_to_quantize()
-        shift = None
+        return self._quantized(*self.search_scales())
+
+    def search_scales(self) -> tuple[Tensor, Tensor | None]:
+        """The scales, and the shifts of 4- and 2-bit qtypes, that the optimizer finds for the float weight."""
+        weight, group_size = self.weight_to_quantize(), self.weight_group_size
+        assert self.weight_qtype is not None
+        assert self.optimizer is not None
         if isinstance(self.optimizer, SymmetricOptimizer):
-            scale = self.optimizer(weight, qtype=self.weight_qtype, axis=0)
-        else:
-            assert self.optimizer is not None
-            scale, shift = self.optimizer(weight, qtype=self.weight_qtype, axis=0, group_size=self.weight_group_size)
+            return self.optimizer(weight, qtype=self.weight_qtype, axis=0).detach(), None
+        scale, shift = self.optimizer(weight, qtype=self.weight_qtype, axis=0, group_size=group_size)
+        count = grouped_shape(self.quantized_size, 0, group_size)[0]
+        if scale.numel() != count or shift.numel() != count:
+            got = f"{tuple(scale.shape)} and {tuple(shift.shape)}"
+            raise ValueError(
+                f"[{type(self.optimizer).__name__}] scale, shift: got shapes {got}, expected {count} elements"
+            )
+        return scale.detach(), shift.detach()
+
+    def _quantized(self, scale: Tensor, shift: Tensor | None) -> Tensor:
+        assert self.weight_qtype is not None
         return quantize_weight(
-            weight,
+            self.weight_to_quantize(),
             qtype=self.weight_qtype,
             axis=0,
-            scale=scale.detach(),
-            shift=None if shift is None else shift.detach(),
+            scale=scale,
+            shift=shift,
             group_size=self.weight_group_size,
             activation_qtype=self.activation_qtype,
         )
@@ -383,8 +399,12 @@ class QModuleMixin(ABC):
         weight = self.weight.detach()
         return weight.device.type == "meta" or is_fake(weight) or bool(torch.ops.quanto.all_finite(weight))
 
-    def freeze(self, allow_non_finite: bool = False) -> None:
+    def freeze(self, allow_non_finite: bool = False, scales: tuple[Tensor, Tensor | None] | None = None) -> None:
         """Replace the float weight by its quantized form.
+
+        Args:
+            allow_non_finite: quantize a weight with NaN or infinite elements too.
+            scales: what `search_scales` returned for the weight as it is; None to search now.
 
         Raises:
             ValueError: the weight has NaN or infinite elements, and `allow_non_finite` is False.
@@ -398,9 +418,8 @@ class QModuleMixin(ABC):
                 "pass allow_non_finite=True to quantize them anyway"
             )
         with torch.no_grad():
-            weight = self.qweight
-        if weight is not None:
-            self.weight = Parameter(weight, requires_grad=False)
+            weight = self._quantized(*(self.search_scales() if scales is None else scales))
+        self.weight = Parameter(weight, requires_grad=False)
 
     def enable_input_quantization(self) -> None:
         """Quantize inputs that are not quantized yet from now on, if there is a qtype for activations."""
@@ -600,6 +619,14 @@ class QModuleMixin(ABC):
             elif found is not None and found.dtype not in dtypes:
                 errors.append(f"{key}: got {found.dtype}, expected {' or '.join(map(str, dtypes))}")
         return errors
+
+
+def _check_searches(optimizer: Optimizer, weights: qtype) -> None:
+    """Refuse an optimizer for scales of another kind; one that is neither symmetric nor affine may find any."""
+    expected = AffineOptimizer if weights.bits < 8 else SymmetricOptimizer
+    if isinstance(optimizer, AffineOptimizer | SymmetricOptimizer) and not isinstance(optimizer, expected):
+        got = type(optimizer).__name__
+        raise ValueError(f"[quanto] optimizer: got {got}, expected one of {expected.__name__} for {weights.name}")
 
 
 def _share_tensors(module: torch.nn.Module, qmodule: torch.nn.Module) -> None:
