@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -569,13 +570,32 @@ def test_what_a_saved_checkpoint_lacks_is_named(part, tmp_path, caplog):
     assert f"{UP}.{part.partition('.')[0]}" in str(error.value) + caplog.text
 
 
-def test_what_a_saved_checkpoint_has_besides_is_an_error(tmp_path):
+BESIDES = ("weight._zero", "bias", "extra", "adapter.weight")
+
+
+@pytest.mark.parametrize(
+    ("weights", "part"), [("int8", "weight._shift"), *itertools.product(["int8", "int4"], BESIDES)]
+)
+def test_what_a_saved_checkpoint_has_besides_is_an_error(weights, part, tmp_path, caplog):
+    llama().save_pretrained(tmp_path / "float")
+    from_folder(tmp_path / "float", weights=weights).save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "model.safetensors"
+    save_file({**load_file(path), f"{UP}.{part}": torch.ones(1)}, path, {"format": "pt"})
+    transformers.logging.set_verbosity_warning()  # what the report is
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        from_folder(tmp_path / "saved")
+    assert f"{UP}.{part.removesuffix('._zero')}" in str(error.value) + caplog.text
+
+
+def test_what_a_saved_checkpoint_has_for_modules_of_others_is_reported(tmp_path, caplog):
     llama().save_pretrained(tmp_path / "float")
     from_folder(tmp_path / "float", weights="int4").save_pretrained(tmp_path / "saved")
     path = tmp_path / "saved" / "model.safetensors"
-    save_file({**load_file(path), f"{UP}.weight._zero": torch.ones(1)}, path, {"format": "pt"})
-    with pytest.raises(RuntimeError):
-        from_folder(tmp_path / "saved")
+    save_file({**load_file(path), "model.norm.extra": torch.ones(1)}, path, {"format": "pt"})
+    transformers.logging.set_verbosity_warning()
+    model = from_folder(tmp_path / "saved")
+    assert "model.norm.extra" in caplog.text
+    assert "_adjust_missing_and_unexpected_keys" not in vars(model)
 
 
 def test_a_float_checkpoint_without_a_bias_is_an_error(tmp_path):

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch.nn import Parameter
+from transformers import PreTrainedModel
 from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.quantizer_quanto import QuantoHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 # The last one is what no quantized weight has.
 _PARTS = (r"_data\._data", "_data", "_scale", "_shift", r"_\w+")
 _EXTENDED: dict[str, Any] = {}
+
+# The method of a model that transformers tells which keys of the checkpoint it has no place for.
+_ADJUST_KEYS = "_adjust_missing_and_unexpected_keys"
 
 
 def extend_quantizer() -> None:
@@ -59,6 +63,8 @@ def extend_quantizer() -> None:
     lacking = [name for name in methods if not hasattr(QuantoHfQuantizer, name)]
     if lacking:
         raise ImportError(f"QuantoHfQuantizer lacks {', '.join(lacking)}")
+    if not hasattr(PreTrainedModel, _ADJUST_KEYS):
+        raise ImportError(f"PreTrainedModel lacks {_ADJUST_KEYS}")
     for name, method in methods.items():
         _EXTENDED.setdefault(name, getattr(QuantoHfQuantizer, name))
         # A class would not be bound to the quantizer as a function is.
@@ -99,8 +105,19 @@ def _before_loading(quantizer: Any, weight_conversions: list[Any], model: torch.
         _unquantize_others(model, saved)
         quantize_by_map(model, saved)
         make_observer_states(model, getattr(model.config, CONFIG_KEY).get("observers", {}))
+    setattr(model, _ADJUST_KEYS, functools.partial(_refuse_unexpected, model))
     sources = [rf"\.weight\.{part}" for part in _PARTS]
     return [WeightConverter(source_patterns=sources, target_patterns=".weight", operations=[BuildWeight()])]
+
+
+def _refuse_unexpected(model: Any, loading_info: Any) -> None:
+    """Raise an error for keys of quantized modules that transformers would only report; the method, on one model."""
+    delattr(model, _ADJUST_KEYS)
+    getattr(model, _ADJUST_KEYS)(loading_info)
+    quantized = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, QModuleMixin))
+    unexpected = sorted(key for key in loading_info.unexpected_keys if key.startswith(quantized))
+    if unexpected:
+        raise ValueError(f"[from_pretrained] checkpoint: got {', '.join(unexpected)}, which no quantized module has")
 
 
 def _quantize_inputs(model: torch.nn.Module) -> None:
@@ -259,6 +276,12 @@ class BuildWeight(ConversionOps):  # type: ignore[misc]
         if unknown in parts:
             raise ValueError(f"[from_pretrained] {full_layer_name}: got parts other than _data, _scale and _shift")
         module.set_weight_from_state_dict(parts, "weight.")
+        if parts:
+            layer = full_layer_name.removesuffix("weight")
+            raise ValueError(
+                f"[from_pretrained] {', '.join(layer + part for part in parts)}: got one, expected none for "
+                f"{module.weight.qtype.name}"
+            )
         if module.weight.dtype != dtype:  # the model is loaded in another one than it was saved in
             module.weight = Parameter(module.weight.to(dtype), requires_grad=False)
         _mark_as_loaded(module, module.weight)
