@@ -14,10 +14,12 @@ from optimum.quanto import (
     WeightQBytesTensor,
     group,
     grouped_shape,
+    qfloat8,
     qint4,
     qint8,
     qtype,
     qtypes,
+    quantize_activation,
     quantize_weight,
     ungroup,
 )
@@ -188,6 +190,69 @@ def test_group_and_ungroup():
         assert torch.equal(ungroup(grouped, axis, base.shape), base)
     with pytest.raises(ValueError, match="expected a divisor of 32"):
         group(base, 0, 24)
+
+
+def _quantized(kind):
+    base = torch.randn(4, 64)
+    if kind == "activation":
+        return quantize_activation(base, qint8, torch.tensor(0.02))
+    if kind == "qint8":
+        return quantize_weight(base, qint8, 0, AbsmaxOptimizer()(base, qint8, 0))
+    scale, shift = MaxOptimizer()(base, qint4, 0, 32)
+    weight = quantize_weight(base, qint4, 0, scale, shift, 32)
+    return weight._data if kind == "packed" else weight
+
+
+WRITES = {
+    "zero_": lambda t: t.zero_(),
+    "mul_": lambda t: t.mul_(2),
+    "add_": lambda t: t.add_(t),
+    "fill_": lambda t: torch.nn.init.constant_(t, 1),
+    "index_put_": lambda t: t.__setitem__(t > 0, 0),
+    "squeeze_": lambda t: t.squeeze_(),
+    "resize_": lambda t: t.resize_(2, 2),
+    "_foreach_mul_": lambda t: torch._foreach_mul_([torch.ones(2), t], 2),
+    "abs": lambda t: torch.abs(torch.zeros(4, 64), out=t),
+    "data": lambda t: setattr(t, "data", torch.zeros(4, 64)),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("kind", ["qint8", "qint4", "packed", "activation"])
+def test_writing_to_a_quantized_tensor_is_an_error(kind, write):
+    if kind == "packed" and write == "data":
+        pytest.skip("only tensors of numbers look at their attributes")
+    t = _quantized(kind)
+    before = t.map_inner(lambda _, inner: inner.clone())
+    with pytest.raises((NotImplementedError, RuntimeError, TypeError), match=rf"{write}|out") as error:
+        WRITES[write](t)
+    if write in ("zero_", "mul_", "data"):
+        assert error.type is NotImplementedError
+        assert type(t).__name__ in str(error.value)
+    assert t.equal(before)
+
+
+@pytest.mark.parametrize("kind", ["qint8", "qint4", "activation"])
+def test_what_may_be_written_and_read(kind):
+    t, other = _quantized(kind), _quantized(kind)
+    floats = torch.zeros(4, 64)
+    assert torch.equal(floats.copy_(t), t.dequantize())
+    assert torch.equal(floats.sub_(t), torch.zeros(4, 64))
+    t.copy_(other)
+    assert t.equal(other)
+    assert t.detach_() is t
+    assert not t.requires_grad_(False).requires_grad
+
+
+@pytest.mark.parametrize("qtype", [qint8, qfloat8])
+def test_activation_layers_work_in_place(qtype):
+    base = torch.randn(4, 64)
+    t = quantize_activation(base, qtype, torch.tensor(0.02))
+    expected = torch.relu(t.dequantize())
+    view = t[1:]
+    assert torch.nn.ReLU(inplace=True)(t) is t
+    assert torch.equal(t.dequantize(), expected)
+    assert torch.equal(view.dequantize(), expected[1:])
 
 
 def test_hqq_lowers_the_error():

@@ -11,6 +11,8 @@ from .qtype import qtype
 from .wrapper import WrapperTensor
 
 
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+
 __all__ = ["QTensor", "qfallback", "wants_grad"]
 
 
@@ -53,6 +55,11 @@ class QTensor(WrapperTensor):
             return _linear(*args, **kwargs)
         if func is torch.equal:
             return _equal(*args, **kwargs)
+        if type(func) is type(_SET_DATA) and func == _SET_DATA:
+            raise NotImplementedError(
+                f"[{cls.__name__}] data: got an assignment, which would leave the codes as they are; expected a new "
+                "tensor in its place, or copy_ of one quantized alike"
+            )
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **kwargs)
 

@@ -157,10 +157,31 @@ class WrapperTensor(Tensor):
         return fallback(func, *args, **kwargs)
 
 
-def fallback(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call `func` with every wrapper tensor replaced by the ordinary tensor that it stands for."""
+def fallback(func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call `func` with every wrapper tensor replaced by the ordinary tensor that it stands for.
+
+    Raises:
+        NotImplementedError: `func` writes into a wrapper tensor; the ordinary one would be changed instead, and lost.
+    """
+    _refuse_writes(func, args, kwargs)
     args, kwargs = pytree.tree_map_only(WrapperTensor, lambda t: t.as_plain(), (args, kwargs))
     return func(*args, **kwargs)
+
+
+def _refuse_writes(func: Any, args: Any, kwargs: Any) -> None:
+    schema = func._schema
+    if not schema.is_mutable:
+        return
+    for index, argument in enumerate(schema.arguments):
+        value = args[index] if index < len(args) else kwargs.get(argument.name)
+        written = argument.alias_info is not None and argument.alias_info.is_write
+        found = [t for t in pytree.tree_leaves(value) if isinstance(t, WrapperTensor)] if written else []
+        if found:
+            raise NotImplementedError(
+                f"[{type(found[0]).__name__}] {schema.name}: got a quantized tensor to write to, expected an ordinary "
+                "one; use the function that returns a new tensor, change dequantize() and quantize that, or copy_ a "
+                "tensor quantized alike"
+            )
 
 
 def _rebuild(
@@ -227,6 +248,7 @@ def _copy_(func: Any, t: WrapperTensor, source: Tensor, non_blocking: bool = Fal
 _HANDLERS: dict[Any, Callable[..., Any]] = {
     torch.ops.aten.detach: _each_inner,
     torch.ops.aten.alias: _each_inner,
+    torch.ops.aten.detach_: lambda func, t: t,
     torch.ops.aten.clone: _clone,
     torch.ops.aten._to_copy: to_copy,
     torch.ops.aten.copy_: _copy_,

@@ -12,7 +12,7 @@ from ..core import dtype_info
 from ..qbytes import QBytesTensor
 from ..qtensor import QTensor, qfallback
 from ..qtype import qint8
-from ..wrapper import FLOAT_DTYPES, to_copy
+from ..wrapper import FLOAT_DTYPES, fallback, to_copy
 from .dispatch import implements
 from .qbytes import ActivationQBytesTensor
 from .quantization import quantize_activation
@@ -111,6 +111,25 @@ def _integer_only(op: Any, t: ActivationQBytesTensor) -> Any:
     if t.qtype.is_floating_point or (op is aten.neg and _may_overflow(t._data)):
         return qfallback(op, t)
     return _with_data(t, op(t._data))
+
+
+@implements(aten.relu_)
+def _relu_(op: Any, t: ActivationQBytesTensor) -> ActivationQBytesTensor:
+    # What activation layers with inplace=True call; other functions in place have no codes to give.
+    t._data.copy_(
+        torch.relu(t._data.to(torch.float32)).to(t._data.dtype) if t.qtype.is_floating_point else t._data.relu()
+    )
+    return t
+
+
+@implements(aten.masked_fill_)
+def _masked_fill_(op: Any, t: Any, mask: Tensor, value: Any) -> Any:
+    # torch's gradients (of norms, for instance) put zeros into what may be quantized.
+    is_number = isinstance(value, numbers.Number)
+    if not isinstance(t, ActivationQBytesTensor) or not is_number or value != 0:
+        return fallback(op.Scalar if is_number else op.Tensor, t, mask, value)
+    op(t._data.view(torch.uint8), mask, 0)
+    return t
 
 
 @implements(aten.mul)
