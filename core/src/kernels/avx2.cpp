@@ -6,10 +6,11 @@ namespace {
 struct Simd {
   static constexpr int kRowVectors = 2;
   static constexpr int kTile = 6;  // 12 sums, 2 rows and a weight in 16 registers
-  // From where a panel costs no more than few rows do, but for 17 and 18 rows.
-  static constexpr std::int64_t kFewestPanelRows = 13;
+  // From where a panel, for whole multiples of 8 rows, costs about what few rows do. Few rows of packed codes add up
+  // in int16, which a panel does not.
+  static constexpr std::int64_t kFewestPanelRows = 21;
   static constexpr std::int64_t kFewestInt8PanelRows = 13;
-  static constexpr std::int64_t kFewestPackedInt8PanelRows = 37;
+  static constexpr std::int64_t kFewestPackedInt8PanelRows = 65;
 };
 
 }  // namespace

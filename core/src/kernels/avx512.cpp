@@ -6,10 +6,10 @@ namespace {
 struct Simd {
   static constexpr int kRowVectors = 4;
   static constexpr int kTile = 6;  // 24 sums, 4 rows and a weight in 32 registers
-  // From where a panel costs no more than few rows do, but for 17 and 18 rows of floats.
-  static constexpr std::int64_t kFewestPanelRows = 13;
+  // From where a panel for 32 rows costs no more than few rows do.
+  static constexpr std::int64_t kFewestPanelRows = 27;
   static constexpr std::int64_t kFewestInt8PanelRows = 20;
-  static constexpr std::int64_t kFewestPackedInt8PanelRows = 26;
+  static constexpr std::int64_t kFewestPackedInt8PanelRows = 30;
 };
 
 }  // namespace

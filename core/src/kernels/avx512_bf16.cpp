@@ -12,7 +12,7 @@ namespace {
 // From where a panel, which is for 16 or 32 rows, costs no more than few rows do.
 constexpr std::int64_t kFewestPanelRows = 23;
 constexpr std::int64_t kFewestInt8PanelRows = 13;
-constexpr std::int64_t kMostLookedUpRows = 12;  // before the panel of avx512.cpp
+constexpr std::int64_t kMostLookedUpRows = 26;  // before the panel of avx512.cpp
 
 // Sums in registers: with 4 vectors of rows and a pair of weights they fill 32.
 constexpr int kRowVectors = 4, kTile = 6;
