@@ -62,6 +62,28 @@ def test_compiled_code_has_little_to_check(weight):
     assert weight.__tensor_flatten__() is weight.__tensor_flatten__()
 
 
+def test_compiled_code_of_another_layout_is_not_reused():
+    """What the cache of torch.compile knows a weight by: all but its values."""
+    layouts = [
+        make_weight(*arguments)
+        for arguments in (
+            ("qint4", torch.float32, (64, 64), 0, 32),
+            ("qint4", torch.float32, (64, 64), 0, 64),
+            ("qint4", torch.float32, (64, 64), -1, 32),
+            ("qint4", torch.float32, (64, 64)),
+            ("qint4", torch.bfloat16, (64, 64), 0, 32),
+            ("qint4", torch.float32, (32, 128), 0, 32),
+            ("qint2", torch.float32, (64, 64), 0, 32),
+            ("qint8", torch.float32, (64, 64)),
+            ("qint8", torch.float32, (64, 64), -1),
+            ("qfloat8_e5m2", torch.float32, (64, 64)),
+        )
+    ]
+    assert len({weight._stable_hash_for_caching() for weight in layouts}) == len(layouts)
+    again = make_weight("qint4", torch.float32, (64, 64), 0, 32)
+    assert again._stable_hash_for_caching() == layouts[0]._stable_hash_for_caching()
+
+
 def test_deepcopy_and_clone_do_not_share_memory(weight):
     before = weight.dequantize()
     for other in (copy.deepcopy(weight), weight.clone()):
