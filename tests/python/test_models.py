@@ -270,6 +270,19 @@ def test_subfolders(saved, tmp_path):
     assert torch.equal(logits(loaded), logits(quantized(exclude="lm_head")))
 
 
+def test_of_a_repository_only_the_subfolder_is_downloaded(saved, tmp_path, monkeypatch):
+    asked = {}
+
+    def download(name, allow_patterns=None):
+        asked.update(name=name, allow_patterns=allow_patterns)
+        return str(tmp_path)
+
+    shutil.copytree(saved, tmp_path / "quantized")
+    monkeypatch.setattr(base, "snapshot_download", download)
+    QuantizedModelForCausalLM.from_pretrained("some/model", subfolder="quantized")
+    assert asked == {"name": "some/model", "allow_patterns": "quantized/*"}
+
+
 def rewrite(folder, change):
     """Pass the tensors of a file through `change`, for the file with the first quantized layer."""
     _, index = index_of(folder)

@@ -91,6 +91,14 @@ def test_deepcopy_and_clone_do_not_share_memory(weight):
     assert torch.equal(weight.dequantize(), before)
 
 
+def test_copies_want_gradients_as_the_original_does(weight):
+    for wanted in (True, False):
+        for t in (weight.detach().requires_grad_(wanted), torch.nn.Parameter(weight.detach(), wanted)):
+            copied = copy.deepcopy(t)
+            assert copied.requires_grad == wanted
+            assert isinstance(copied, torch.nn.Parameter) == isinstance(t, torch.nn.Parameter)
+
+
 def test_pickle_is_safe_to_load(weight):
     buffer = io.BytesIO()
     torch.save(weight, buffer)

@@ -225,6 +225,16 @@ def test_a_search_of_the_users_own_is_asked():
     assert seen.abs().amax() < 0.6 * default[0].forward_weight.abs().amax()
 
 
+def test_a_search_of_the_users_own_scales_a_single_channel():
+    model = torch.nn.Sequential(torch.nn.Linear(96, 1))
+    quantize(model, weights=qint8, optimizer=_Halved())
+    seen = model[0].forward_weight
+    seen.sum().backward()
+    assert model[0].weight.grad.all()
+    freeze(model)
+    assert torch.equal(model[0].weight.dequantize(), seen)
+
+
 def _rounded(weight):
     return torch.ops.quanto.fake_quantize_symmetric(weight, "qint8", 0, None)
 
