@@ -382,6 +382,31 @@ TEST(MatmulProcess, GivesTheSameBytesInAForkedChild) {
   });
 }
 
+TEST(Matmul, AScaleReachesItsOwnChannelOnly) {
+  constexpr std::int64_t kChannels = 16, kGroups = 3, kSpoilt = 5;  // groups that end within a chunk
+  for_each_isa([](const IsaInfo&) {
+    for (const QType qtype : {QType::qint4, QType::qint2}) {
+      for (const DType dtype : {DType::bfloat16, DType::float32}) {
+        for (const std::int64_t rows : {1, 3, 8, 20, 70}) {
+          MatmulCase c({qtype, dtype, DType::float32, rows, kChannels, kGroups * 96, 96});
+          c.run();
+          const std::vector<std::uint8_t> expected = c.result();
+          for (std::int64_t j = 0; j < kGroups; ++j) {
+            store_float(c.scale_data(), DType::float32, kSpoilt * kGroups + j, std::numeric_limits<float>::infinity());
+          }
+          c.run();
+          const std::vector<std::uint8_t> found = c.result();
+          for (std::int64_t i = 0; i < rows * kChannels; ++i) {
+            if (i % kChannels == kSpoilt) continue;
+            EXPECT_EQ(load_float(found.data(), dtype, i), load_float(expected.data(), dtype, i))
+                << rows << " rows, channel " << i % kChannels;
+          }
+        }
+      }
+    }
+  });
+}
+
 std::string error_of(const ActivationView& x, const WeightView& w) {
   float y[64];
   try {
