@@ -1,5 +1,6 @@
 """Quantizing, freezing and reloading whole models."""
 
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatch
@@ -202,6 +203,16 @@ def freeze(model: torch.nn.Module, allow_non_finite: bool = False) -> None:
         # The float weights ended in pieces that glibc would keep: half of what the process then holds.
         release_freed_memory()
         _warn_of_float(model)
+        _describe_when_saved(model)
+
+
+def _describe_when_saved(model: torch.nn.Module) -> None:
+    """Have a transformers model save that it is quantized: else transformers would load random weights for it."""
+    transformers = sys.modules.get("transformers")
+    if transformers is not None and isinstance(model, transformers.PreTrainedModel):
+        from .models.transformers_models import describe_when_saved
+
+        describe_when_saved(model)
 
 
 def _warn_of_float(model: torch.nn.Module) -> None:

@@ -1,6 +1,8 @@
 """Quantized models of the transformers library."""
 
+import functools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +10,7 @@ import torch
 
 from ..quantization import quantization_map, requantize
 from .base import QuantizedModel, is_transformers_available
-from .checkpoint import CONFIG_KEY, CONFIG_NAME, described, read_json, read_tensors
+from .checkpoint import CONFIG_KEY, CONFIG_NAME, described, read_json, read_tensors, replacing
 
 
 __all__ = ["QuantizedModelForCausalLM", "QuantizedTransformersModel"]
@@ -56,14 +58,44 @@ class QuantizedTransformersModel(QuantizedModel):
         return model
 
     def _save_wrapped(self, save_directory: Path, max_shard_size: int | str) -> None:
-        model, options = self._wrapped, {}
-        if getattr(model.config, "tie_word_embeddings", True) and not _may_share_embeddings(model):
-            model.config.tie_word_embeddings = False
-            options["state_dict"] = _untied_state_dict(model)
-        # In the names and shapes of the modules, not those of the checkpoint that the model may come from: quantized
-        # tensors cannot be cut or joined.
-        model.save_pretrained(save_directory, max_shard_size=max_shard_size, save_original_format=False, **options)
-        _describe(save_directory / CONFIG_NAME, model)
+        _save_described(self._wrapped, save_directory, max_shard_size=max_shard_size)
+
+
+def describe_when_saved(model: Any) -> None:
+    """Have the `save_pretrained` of a frozen model write that, and how, it is quantized, beside its weights.
+
+    The folder takes the place of `save_directory` when it is complete, and loads with the classes of transformers and
+    of this package. Nothing changes for a model that transformers itself loaded as quantized.
+    """
+    if "save_pretrained" not in vars(model):
+        model.save_pretrained = functools.partial(_save_frozen, model)
+
+
+def _save_frozen(
+    model: Any, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
+) -> None:
+    if not is_main_process or not quantization_map(model):  # or dequantized since
+        type(model).save_pretrained(model, save_directory, is_main_process, *args, **kwargs)
+        return
+    hub = {name: kwargs.pop(name) for name in ("push_to_hub", "repo_id", "commit_message") if name in kwargs}
+    folder = Path(save_directory)
+    with replacing(folder) as written:
+        _save_described(model, written, True, *args, **kwargs)
+    if hub.pop("push_to_hub", False):
+        token = {"token": kwargs["token"]} if "token" in kwargs else {}
+        model.push_to_hub(hub.pop("repo_id", None) or folder.name, **hub, **token)
+
+
+def _save_described(model: Any, folder: Path, *args: Any, **kwargs: Any) -> None:
+    """What transformers writes for the model, and the description of what is quantized in it."""
+    if getattr(model.config, "tie_word_embeddings", True) and not _may_share_embeddings(model):
+        model.config.tie_word_embeddings = False
+        kwargs.setdefault("state_dict", _untied_state_dict(model))
+    # In the names and shapes of the modules, not those of the checkpoint that the model may come from: quantized
+    # tensors cannot be cut or joined.
+    kwargs.setdefault("save_original_format", False)
+    type(model).save_pretrained(model, folder, *args, **kwargs)
+    _describe(folder / CONFIG_NAME, model)
 
 
 def _describe(path: Path, model: torch.nn.Module) -> None:
