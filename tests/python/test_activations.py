@@ -110,6 +110,18 @@ def test_negating_the_lowest_code_does_not_wrap():
     assert torch.equal(-t.dequantize(), (-t) if not isinstance(-t, QTensor) else (-t).dequantize())
 
 
+@pytest.mark.parametrize("factor", [-2.0, 0.0, 2.0])
+@pytest.mark.parametrize("qtype", [qint8, qfloat8], ids=str)
+def test_codes_that_a_product_turned_around(qtype, factor):
+    t = activation(qtype) * factor
+    other = t[torch.tensor([1, 2, 3, 0])]
+    assert isinstance(t, ActivationQBytesTensor)
+    assert torch.equal(torch.relu(t).dequantize(), torch.relu(t.dequantize()))
+    assert torch.equal(t < other, t.dequantize() < other.dequantize())
+    expected = torch.relu(t.dequantize())
+    assert torch.equal(torch.nn.functional.relu(t, inplace=True).dequantize(), expected)
+
+
 def test_bmm_of_codes_is_exact():
     a, b = activation(shape=(2, 3, 2000)), activation(shape=(2, 2000, 5))
     sums = a._data.long() @ b._data.long()

@@ -97,8 +97,15 @@ def _join(op: Any, tensors: Sequence[Any], dim: int = 0) -> Any:
 @implements(aten.lt)
 def _less(op: Any, input: Any, other: Any) -> Any:
     if _share_scale([input, other]) and not input.qtype.is_floating_point:
-        return op(input._data, other._data)
+        scale = input._scale  # a product with a number may have turned it around, or made it zero
+        return torch.where(scale < 0, op(other._data, input._data), op(input._data, other._data)) & (scale != 0)
     return qfallback(op, input, other)
+
+
+def _positive_part(t: ActivationQBytesTensor) -> Tensor:
+    """The codes of `t` where it is positive, and else those of zero: a scale is negative after a product with such."""
+    codes = t._data.to(torch.float32) if t.qtype.is_floating_point else t._data
+    return torch.where(t._scale < 0, codes.clamp(max=0), codes.clamp(min=0)).to(t._data.dtype)
 
 
 def _may_overflow(codes: Tensor) -> bool:
@@ -110,15 +117,13 @@ def _integer_only(op: Any, t: ActivationQBytesTensor) -> Any:
     # -(-128) is not an int8: such a code, which a calibrated scale can give, falls back with all the others.
     if t.qtype.is_floating_point or (op is aten.neg and _may_overflow(t._data)):
         return qfallback(op, t)
-    return _with_data(t, op(t._data))
+    return _with_data(t, _positive_part(t) if op is aten.relu else op(t._data))
 
 
 @implements(aten.relu_)
 def _relu_(op: Any, t: ActivationQBytesTensor) -> ActivationQBytesTensor:
     # What activation layers with inplace=True call; other functions in place have no codes to give.
-    t._data.copy_(
-        torch.relu(t._data.to(torch.float32)).to(t._data.dtype) if t.qtype.is_floating_point else t._data.relu()
-    )
+    t._data.copy_(_positive_part(t))
     return t
 
 
