@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
@@ -123,7 +124,11 @@ class Calibration(TorchFunctionMode):
 
     def _observed(self, module: QModuleMixin, kind: str, sample: Tensor, scale: Tensor) -> Tensor:
         assert module.activation_qtype is not None
-        return module.observe(kind, self.observer, sample.detach(), scale)
+        found = module.observe(kind, self.observer, sample.detach(), scale)
+        if found.device.type != "meta" and not is_fake(found) and not bool(torch.isfinite(found)):
+            name = getattr(module, "name", type(module).__name__)
+            raise ValueError(f"[Calibration] {kind} of {name}: got NaN or infinite values, expected finite ones")
+        return found
 
     @staticmethod
     def _print(name: str, module: QModuleMixin) -> None:

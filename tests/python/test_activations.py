@@ -282,6 +282,20 @@ def test_calibration_removes_its_hooks(streamline):
     assert torch.equal(net[0].input_scale, scale)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_samples_without_finite_values_are_refused(value):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8))
+    quantize(model, weights=qint8, activations=qint8)
+    sample = torch.ones(2, 8)
+    with Calibration():
+        model(sample)
+        before = model[0].input_scale
+        sample[1, 3] = value
+        with pytest.raises(ValueError, match=r"\[Calibration\] input of 0: got NaN or infinite values"):
+            model(sample)
+    assert model[0].input_scale is before
+
+
 def test_calibration_can_tell_what_it_does(capsys):
     net = model()
     quantize(net, weights=qint8, activations=qint8)
