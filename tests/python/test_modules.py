@@ -237,7 +237,7 @@ def test_attributes_are_those_of_the_predecessor():
     linear.freeze()
     assert [name for name, _ in linear.named_parameters()] == ["weight", "bias"]
     assert list(linear.state_dict()) == [
-        "bias", "input_scale", "output_scale", "weight._data._data", "weight._scale", "weight._shift"
+        "weight._data._data", "weight._scale", "weight._shift", "bias", "input_scale", "output_scale"
     ]  # fmt: skip
 
 

@@ -82,9 +82,7 @@ class WeightQBitsTensor(QBitsTensor):
         super().__init__(qtype, axis, group_size, size, stride, data, scale, shift)
         self._size = tuple(size)
         self._stride = tuple(stride)
-        # Asked on every forward: the bytes of the codes; whether linear kernels read this layout; its bits, group size
-        # (or 0) and rows.
-        self._packed = data._data if isinstance(data, PackedTensor) else data
+        # Asked on every forward: whether linear kernels read this layout; its bits, group size (or 0) and rows.
         self.takes_codes = axis == 0 and len(self._size) == 2 and isinstance(data, PackedTensor)
         self._layout = (qtype.bits, group_size or 0, self._size[0])
 
@@ -106,6 +104,12 @@ class WeightQBitsTensor(QBitsTensor):
             inner["_scale"],
             inner["_shift"],
         )
+
+    @property
+    def _packed(self) -> Tensor:
+        """The bytes of the codes. Not kept beside them: loaders of other libraries put tensors into `_data`."""
+        data: Any = self._data
+        return data._data if isinstance(data, PackedTensor) else data
 
     def traced_parts(self) -> tuple[list[str], dict[str, Any]]:
         data = self._data
