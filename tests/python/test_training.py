@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_process import in_a_process_of_its_own
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -262,6 +263,10 @@ def _megabytes():
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("end", ["freeze", "delete"])
 def test_no_memory_of_rounded_weights_outlives_the_training(end):
+    in_a_process_of_its_own(check_the_memory_after_training, end)
+
+
+def check_the_memory_after_training(end):
     for features in (64, 2048):  # the first one for what is allocated only once
         model = torch.nn.Sequential(torch.nn.Linear(features, 2 * features))
         quantize(model, weights="qint8")
