@@ -1,6 +1,7 @@
 """4- and 2-bit weights."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -105,11 +106,9 @@ class WeightQBitsTensor(QBitsTensor):
             inner["_shift"],
         )
 
-    @property
-    def _packed(self) -> Tensor:
-        """The bytes of the codes. Not kept beside them: loaders of other libraries put tensors into `_data`."""
-        data: Any = self._data
-        return data._data if isinstance(data, PackedTensor) else data
+    # The bytes of packed codes. Not kept beside them: loaders of other libraries put tensors into `_data`. Without a
+    # Python function, since every forward asks for it.
+    _packed: Any = property(attrgetter("_data._data"))
 
     def traced_parts(self) -> tuple[list[str], dict[str, Any]]:
         data = self._data
