@@ -229,14 +229,16 @@ class Racer:
         """Build the contender, and copies of it until they fill `megabytes`."""
         self.activations, self.K, self.turn = activations, K, 0
         with torch.no_grad():
-            module, self.rows_of = CONTENDERS[contender](weight_of(K, N, activations), weights, activations)
+            weight = weight_of(K, N, activations)
+            module, self.rows_of = CONTENDERS[contender](weight, weights, activations)
             size = footprint(module)
             count = max(1, min(4096, megabytes * 2**20 // size))
             self.copies = [module]
             try:
                 self.copies += [copy.deepcopy(module) for _ in range(count - 1)]
-            except RuntimeError:  # a tensor that cannot be copied stays in the cache, to its advantage
-                self.copies = [module]
+            except RuntimeError:  # of tensors that cannot be copied, those of 0.2.7
+                build = CONTENDERS[contender]
+                self.copies = [module, *(build(weight, weights, activations)[0] for _ in range(count - 1))]
         return {"bytes": size, "copies": len(self.copies)}
 
     def run(self, M: int, calls: int) -> dict[str, Any]:
