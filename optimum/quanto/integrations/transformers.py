@@ -13,7 +13,6 @@ import functools
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from transformers.core_model_loading import ConversionOps, WeightConverter
 from transformers.quantizers.quantizer_quanto import QuantoHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from ..models.checkpoint import CONFIG_KEY, described, replacing
+from ..models.checkpoint import CONFIG_KEY, described, save_replacing
 from ..nn import QLinear, QModuleMixin
 from ..nn.experts import UnfusedExperts, is_fused_experts
 from ..nn.observed import ObserverState, make_observer_states
@@ -367,27 +366,11 @@ def _before_saving(quantizer: Any, model: Any) -> tuple[None, dict[str, str]]:
 
 
 def _save(
-    model: Any,
-    save_directory: str | os.PathLike[str],
-    is_main_process: bool = True,
-    *args: Any,
-    push_to_hub: bool = False,
-    repo_id: str | None = None,
-    commit_message: str | None = None,
-    **kwargs: Any,
+    model: Any, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
 ) -> None:
-    """What `save_pretrained` of the model does, into a folder that takes the place of `save_directory` at the end.
-
-    transformers writes the config first and then one file after the other: interrupted, the folder would hold parts of
-    two checkpoints and load.
-    """
+    """What `save_pretrained` of the model does, all or nothing."""
     save = functools.partial(type(model).save_pretrained, model)
-    if not is_main_process:
+    if is_main_process:
+        save_replacing(model, save, save_directory, *args, **kwargs)
+    else:
         save(save_directory, False, *args, **kwargs)
-        return
-    folder = Path(save_directory)
-    with replacing(folder) as written:
-        save(written, True, *args, **kwargs)
-    if push_to_hub:
-        token = {"token": kwargs["token"]} if "token" in kwargs else {}
-        model.push_to_hub(repo_id or folder.name, commit_message=commit_message, **token)

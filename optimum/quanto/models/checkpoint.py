@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,34 @@ def replacing(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(written, ignore_errors=True)
         raise
+
+
+def save_replacing(
+    model: Any,
+    save: Callable[..., None],
+    save_directory: str | os.PathLike[str],
+    *args: Any,
+    push_to_hub: bool = False,
+    repo_id: str | None = None,
+    commit_message: str | None = None,
+    **kwargs: Any,
+) -> None:
+    """What transformers' `save_pretrained` does, into a folder that takes the place of `save_directory` at the end.
+
+    transformers writes the config first and then one file after the other: interrupted, the folder would hold parts of
+    two checkpoints and load.
+
+    Args:
+        model: the model to push.
+        save: called with the folder to write into, True (the main process does this) and the other arguments.
+        save_directory, push_to_hub, repo_id, commit_message: as of `save_pretrained`.
+    """
+    folder = Path(save_directory)
+    with replacing(folder) as written:
+        save(written, True, *args, **kwargs)
+    if push_to_hub:
+        token = {"token": kwargs["token"]} if "token" in kwargs else {}
+        model.push_to_hub(repo_id or folder.name, commit_message=commit_message, **token)
 
 
 def _make_durable(folder: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from ..quantization import quantization_map, requantize
 from .base import QuantizedModel, is_transformers_available
-from .checkpoint import CONFIG_KEY, CONFIG_NAME, described, read_json, read_tensors, replacing
+from .checkpoint import CONFIG_KEY, CONFIG_NAME, described, read_json, read_tensors, save_replacing
 
 
 __all__ = ["QuantizedModelForCausalLM", "QuantizedTransformersModel"]
@@ -74,16 +74,10 @@ def describe_when_saved(model: Any) -> None:
 def _save_frozen(
     model: Any, save_directory: str | os.PathLike[str], is_main_process: bool = True, *args: Any, **kwargs: Any
 ) -> None:
-    if not is_main_process or not quantization_map(model):  # or dequantized since
+    if is_main_process and quantization_map(model):  # empty once it is float again
+        save_replacing(model, functools.partial(_save_described, model), save_directory, *args, **kwargs)
+    else:
         type(model).save_pretrained(model, save_directory, is_main_process, *args, **kwargs)
-        return
-    hub = {name: kwargs.pop(name) for name in ("push_to_hub", "repo_id", "commit_message") if name in kwargs}
-    folder = Path(save_directory)
-    with replacing(folder) as written:
-        _save_described(model, written, True, *args, **kwargs)
-    if hub.pop("push_to_hub", False):
-        token = {"token": kwargs["token"]} if "token" in kwargs else {}
-        model.push_to_hub(hub.pop("repo_id", None) or folder.name, **hub, **token)
 
 
 def _save_described(model: Any, folder: Path, *args: Any, **kwargs: Any) -> None:
