@@ -21,9 +21,14 @@ namespace {
 using kernels::MatmulArgs;
 using kernels::MatmulKernel;
 
-// Multiply-adds below which waking another thread costs more than it saves: a linear layer of 384 x 384 int8 weights
-// and one row takes 15.6 us on one of torch's threads and 15.2 us on two; 448 x 448 19.2 and 16.6 us.
-constexpr std::int64_t kSerialOperations = 1 << 17;
+// Up to how many weights, and multiply-adds, waking another thread costs more than it saves. With AVX-512, one of
+// torch's threads takes 7.0 us for 576 x 192 int8 weights and four rows, two take 10.0; for 384 x 384 and one row 7.3
+// and 9.5, for 576 x 576 and one row 9.9 and 10.4, two rows 12.0 and 12.0. Weights that come from memory keep two
+// threads busy sooner: 576 x 576 and one row take 17.4 and 17.0 us.
+constexpr std::int64_t kSerialWeights = 1 << 18;
+constexpr std::int64_t serial_operations(Isa isa) {
+  return 1 << (isa == Isa::portable ? 17 : isa == Isa::avx2 ? 18 : 19);
+}
 
 /// The prepared activations of one call. Those of many rows would be kept for ever, so they are freed with the call,
 /// which is long enough not to notice.
@@ -117,15 +122,16 @@ void fill_with_bias(const MatmulArgs& args) {
   }
 }
 
-void run(const MatmulKernel& kernel, MatmulArgs& args) {
+void run(const kernels::Choice& choice, MatmulArgs& args) {
+  const MatmulKernel& kernel = *choice.kernel;
   const Workspace workspace(kernel.workspace_bytes(args));
   args.workspace = workspace.data();
-  const bool serial = args.M * args.N <= kSerialOperations / args.K;
+  const bool serial = args.N <= kSerialWeights / args.K && args.M * args.N <= serial_operations(choice.isa) / args.K;
   parallel_for(args.M, serial ? args.M : std::max<std::int64_t>(1, (1 << 16) / args.K),
                [&](std::int64_t begin, std::int64_t end) { kernel.prepare(args, begin, end); });
   if (kernel.serves_values != nullptr && !kernel.serves_values(args)) {
     args.special_values = true;
-    return run(*kernels::choose_matmul(args).kernel, args);
+    return run(kernels::choose_matmul(args), args);
   }
   const std::int64_t units = kernel.unit_count(args);
   const std::size_t scratch = kernel.scratch_bytes(args);
@@ -136,7 +142,7 @@ void run(const MatmulKernel& kernel, MatmulArgs& args) {
 void run_chosen(MatmulArgs& args) {
   if (args.M == 0 || args.N == 0) return;
   if (args.K == 0) return fill_with_bias(args);
-  run(*kernels::choose_matmul(args).kernel, args);
+  run(kernels::choose_matmul(args), args);
 }
 
 /// The scales of the rows as float32: one for each, or a single one.
