@@ -669,6 +669,31 @@ inline void store_channels(const MatmulArgs& a, std::int64_t n, std::int64_t cou
   });
 }
 
+/// Fetches `bytes` bytes that are about to be read once.
+QUANTO_INLINE void fetch(const void* from, std::int64_t bytes) {
+  const auto* at = static_cast<const char*>(from);
+  for (std::int64_t i = 0; i < bytes + 63; i += 64) __builtin_prefetch(at + smaller(i, bytes - 1), 0, 0);
+  asm volatile("");  // GCC takes a function of prefetches alone for one without effects and drops the calls of it
+}
+
+/// Fetches the scales and shifts of the channels of a unit. They are read at once where the unit starts, or ends: from
+/// memory that takes as long as the codes of a short channel.
+template <class Dots>
+inline void fetch_scales(const MatmulArgs& a, std::int64_t first, std::int64_t count) {
+  if (count <= 0) return;
+  const std::int64_t scale_bytes = a.scale_dtype == DType::float32 ? 4 : 2;
+  if constexpr (!is_affine_qtype(Dots::kQType)) {
+    if (a.scale_step != 0) fetch(static_cast<const char*>(a.scale) + first * scale_bytes, count * scale_bytes);
+    return;
+  }
+  const std::int64_t shift_bytes = a.shift_kind == ShiftKind::floating ? scale_bytes : 1;
+  for (int field = 0; field < Dots::kFields; ++field) {
+    const std::int64_t row = (field * stripe_count<Dots>(a) + first) * a.groups;
+    fetch(static_cast<const char*>(a.scale) + row * scale_bytes, count * a.groups * scale_bytes);
+    fetch(static_cast<const char*>(a.shift) + row * shift_bytes, count * a.groups * shift_bytes);
+  }
+}
+
 template <class Dots>
 void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
   const PreparedRows<Dots> rows(a);
@@ -679,6 +704,8 @@ void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
     const std::int64_t first = unit * kStripesPerUnit;
     const std::int64_t count = smaller(kStripesPerUnit, stripe_count<Dots>(a) - first);
     start_channels<Dots>(a, first, count, rows, scratch);
+    const std::int64_t next = first + kStripesPerUnit;
+    fetch_scales<Dots>(a, next, smaller(kStripesPerUnit, stripe_count<Dots>(a) - next));
     if constexpr (kIsOneField<Dots>) {
       multiply_channels<Dots>(a, first, count, together, scratch);
     } else {
