@@ -22,6 +22,7 @@ _ATTRIBUTES = (
     "weight_group_size",
     "optimizer",
     "_quantize_hooks",
+    "quantizes_input",
 )
 _SCALES = tuple(f"{kind}_scale" for kind in OBSERVED)
 

@@ -9,6 +9,7 @@ import torch
 from optimum.quanto import (
     ActivationQBytesTensor,
     Calibration,
+    QLinear,
     QTensor,
     absmax_scale,
     freeze,
@@ -169,6 +170,39 @@ def test_a_streamlined_model_multiplies_codes():
     assert operators.count("linear_codes_qbytes") == 3
     assert operators.count("quantize_symmetric") == 3
     assert "linear_qbytes" not in operators
+
+
+@pytest.mark.parametrize("weights", ["qint8", "qint4", "qfloat8"])
+def test_codes_of_inputs_go_to_the_product_without_a_tensor_around_them(weights):
+    model = torch.nn.Sequential(torch.nn.Linear(64, 32))
+    quantize(model, weights=weights, activations=qint8)
+    with torch.no_grad(), Calibration():
+        model(torch.randn(8, 64))
+    freeze(model)
+    layer, x = model[0], torch.randn(2, 3, 64)
+    layer.disable_output_quantization()
+    assert not layer._forward_pre_hooks
+    expected = layer(quantize_activation(x, qint8, layer.input_scale))
+    assert torch.equal(layer(x), expected)
+    with torch.no_grad():
+        assert torch.equal(layer(x), expected)
+    trained = x.clone().requires_grad_()
+    layer(trained).sum().backward()
+    assert torch.allclose(trained.grad, layer.weight.dequantize().sum(0).expand_as(x), atol=1e-5)
+
+
+def test_a_forward_of_its_own_finds_quantized_inputs():
+    class Doubled(QLinear):
+        def forward(self, input):
+            seen.append(type(input))
+            return 2 * super().forward(input)
+
+    seen = []
+    layer = Doubled(64, 32, weights=qint8, activations=qint8, quantize_input=True)
+    layer.disable_output_quantization()
+    layer.freeze()
+    layer(torch.randn(2, 64))
+    assert seen == [ActivationQBytesTensor]
 
 
 def test_where_keeps_the_scale():

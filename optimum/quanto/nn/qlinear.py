@@ -1,15 +1,20 @@
 """Quantized linear layers."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..tensor import Optimizer, WeightQBitsTensor, WeightQBytesTensor, linear_per_token, qtype
+from ..tensor.qtensor import wants_grad
+from ..tensor.wrapper import WrapperTensor
 from .qmodule import QModuleMixin, linear_kernel, register_qmodule
 
 
 __all__ = ["QLinear"]
 
 _WEIGHTS = (WeightQBitsTensor, WeightQBytesTensor)
+_quantize_symmetric = torch.ops.quanto.quantize_symmetric.default
 
 
 def linear(module: QModuleMixin, input: Tensor) -> Tensor:
@@ -26,9 +31,15 @@ def linear(module: QModuleMixin, input: Tensor) -> Tensor:
 
 @register_qmodule(torch.nn.Linear)
 class QLinear(QModuleMixin, torch.nn.Linear):
-    """`torch.nn.Linear` with a quantized weight. Frozen, its forward is one operator."""
+    """`torch.nn.Linear` with a quantized weight. Frozen, its forward is one operator; one more quantizes an input.
+
+    Attributes:
+        quantizes_input: whether the forward quantizes inputs that are not quantized yet. A hook would do, as in other
+            classes, but hooks and the tensor subclass that they pass on cost more than the layers of small models.
+    """
 
     supports_dynamic = True
+    quantizes_input = False
 
     @classmethod
     def qcreate(
@@ -62,10 +73,34 @@ class QLinear(QModuleMixin, torch.nn.Linear):
     def kernel(self, rows: int) -> str:
         return linear_kernel(self.weight, rows, self.activation_qtype or self.dynamic_qtype)
 
+    def enable_input_quantization(self) -> None:
+        if type(self).forward is not QLinear.forward:  # a subclass that knows nothing of it
+            return super().enable_input_quantization()
+        self.quantizes_input = self.activation_qtype is not None
+
     def forward(self, input: Tensor) -> Tensor:
         # What self.weight and self.bias find, without Module.__getattr__: that costs as much as the rest of this.
         parameters = self._parameters
         weight: Tensor | None = parameters.get("weight")
-        if isinstance(weight, _WEIGHTS) and "bias" in parameters and self.dynamic_qtype is None:
-            return weight.linear(input, parameters["bias"])
-        return linear(self, input)
+        if not isinstance(weight, _WEIGHTS) or "bias" not in parameters or self.dynamic_qtype is not None:
+            return linear(self, self.quantize_input(self, (input,))[0] if self.quantizes_input else input)
+        bias = parameters["bias"]
+        if self.quantizes_input:
+            scale: Any = self._buffers["input_scale"]
+            if _takes_codes_of(input, weight, bias, scale):
+                assert self.activation_qtype is not None
+                codes = _quantize_symmetric(input, self.activation_qtype.dtype, None, scale)
+                return weight.linear_of_codes(codes, scale, bias)
+            input = self.quantize_input(self, (input,))[0]
+        return weight.linear(input, bias)
+
+
+def _takes_codes_of(input: Tensor, weight: Any, bias: Tensor | None, scale: Any) -> bool:
+    """Whether the codes of an input can go from one operator to the next, without a tensor that holds their scale."""
+    if isinstance(input, WrapperTensor) or not weight.takes_codes or scale is None or scale.ndim != 0:
+        return False
+    if torch.is_grad_enabled() and (
+        input.requires_grad or wants_grad(weight) or (bias is not None and bias.requires_grad)
+    ):
+        return False
+    return input.is_floating_point() and input.device == weight._scale.device

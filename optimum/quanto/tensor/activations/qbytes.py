@@ -14,12 +14,19 @@ from .dispatch import find_operation
 
 __all__ = ["ActivationQBytesTensor"]
 
+# An overload by name saves the search for it on every call.
+_quantize_symmetric = torch.ops.quanto.quantize_symmetric.default
+
+
+def _quantize(base: Tensor, qtype: QType, scale: Tensor) -> "ActivationQBytesTensor":
+    data = _quantize_symmetric(base, qtype.dtype, None, scale)
+    return ActivationQBytesTensor(qtype, base.size(), data.stride(), data, scale)
+
 
 class _Quantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, base: Tensor, qtype: QType, scale: Tensor) -> "ActivationQBytesTensor":
-        data = torch.ops.quanto.quantize_symmetric(base, dtype=qtype.dtype, axis=None, scale=scale)
-        return ActivationQBytesTensor(qtype, base.size(), data.stride(), data, scale)
+        return _quantize(base, qtype, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -82,7 +89,10 @@ class ActivationQBytesTensor(QBytesTensor):
         """
         if qtype.bits != 8:
             raise ValueError(f"[ActivationQBytesTensor.quantize] qtype: got {qtype.name}, expected an 8-bit qtype")
-        return _Quantize.apply(base, qtype, scale)
+        # An autograd.Function costs microseconds that inference need not pay.
+        if torch.is_grad_enabled() and base.requires_grad:
+            return _Quantize.apply(base, qtype, scale)
+        return _quantize(base, qtype, scale)
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]

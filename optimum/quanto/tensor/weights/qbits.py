@@ -21,6 +21,8 @@ from ..wrapper import WrapperTensor
 
 __all__ = ["WeightQBitsTensor"]
 
+_linear_codes_qbits = torch.ops.quanto.linear_codes_qbits.default
+
 
 class _Quantize(torch.autograd.Function):
     @staticmethod
@@ -234,7 +236,7 @@ class WeightQBitsTensor(QBitsTensor):
     def linear_of_codes(self, codes: Tensor, codes_scale: Tensor, bias: Tensor | None) -> Tensor:
         """`linear` of 8-bit codes `(..., K)` with a scale for all of them or for each row; without gradients."""
         scale = self._scale
-        return torch.ops.quanto.linear_codes_qbits(
+        return _linear_codes_qbits(
             codes, codes_scale, self._packed, scale, self._shift, *self._layout, bias, scale.dtype
         )
 

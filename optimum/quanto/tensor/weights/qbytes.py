@@ -18,6 +18,8 @@ from ..wrapper import WrapperTensor
 
 __all__ = ["WeightQBytesTensor"]
 
+_linear_codes_qbytes = torch.ops.quanto.linear_codes_qbytes.default
+
 
 class _Quantize(torch.autograd.Function):
     @staticmethod
@@ -177,7 +179,7 @@ class WeightQBytesTensor(QBytesTensor):
     def linear_of_codes(self, codes: Tensor, codes_scale: Tensor, bias: Tensor | None) -> Tensor:
         """`linear` of 8-bit codes `(..., K)` with a scale for all of them or for each row; without gradients."""
         scale = self._scale
-        return torch.ops.quanto.linear_codes_qbytes(codes, codes_scale, self._data, scale, bias, scale.dtype)
+        return _linear_codes_qbytes(codes, codes_scale, self._data, scale, bias, scale.dtype)
 
     def conv(self, input: Tensor, bias: Tensor | None, walk: ConvWalk) -> Tensor:
         """The convolution of `input` with filters along the first axis; no gradients for the weight."""
