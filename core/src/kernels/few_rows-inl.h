@@ -33,7 +33,8 @@ namespace {
 constexpr int kSums = kVectorBytes == 64 ? 24 : 12;
 constexpr std::int64_t kRowsAtOnce = 12;
 constexpr std::int64_t kStripesPerUnit = 8;
-/// How far ahead of their use codes are fetched, in bytes of each stripe.
+/// How far ahead of their use codes are fetched for a single row, in bytes of each stripe. Several rows fetch the next
+/// unit's, in the order of memory: a step for each step of their own.
 constexpr std::int64_t kFetchAhead = 1024;
 
 /// Sums of products are floats, or integers where Dots::kIntegers says so.
@@ -201,6 +202,7 @@ struct FewRowsBlock {
   const std::uint8_t* codes;  ///< of the first stripe
   std::int64_t apart;         ///< bytes from a stripe to the next
   const std::uint8_t* next;   ///< the codes that are needed after these
+  const std::uint8_t* later;  ///< what is fetched meanwhile: as many bytes as these codes, in the order of memory
   std::int64_t stripe;        ///< the first one, counted within the unit
   std::int64_t m;
   std::int64_t k, depth;  ///< whole chunks, at most segment_depth()
@@ -209,6 +211,7 @@ struct FewRowsBlock {
   FewRowsBlock from_stripe(std::int64_t s) const {
     FewRowsBlock block = *this;
     block.codes += (s - stripe) * apart;
+    block.later += (s - stripe) * depth;
     block.stripe = s;
     return block;
   }
@@ -296,7 +299,10 @@ struct BlockSums {
                                 const typename Dots::X* x) {
     const std::int64_t ahead = smaller(kFetchAhead, block.depth);
     for (std::int64_t i = begin; i < end; i += Dots::kChunk, x += kRows * Dots::kVectors) {
-      if constexpr (kFirst == 0) {
+      if constexpr (kFirst == 0 && kRows > 1) {
+        const std::uint8_t* fetched = block.later + i * kStripes;
+        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * Dots::kChunk, 0, 3);
+      } else if constexpr (kFirst == 0) {
         const std::int64_t k = i + ahead;
         const std::uint8_t* fetched = k < block.depth ? block.codes + k : block.next + (k - block.depth);
         // A single row reads codes once: kept out of the outer caches, they leave there what the rest of a model works
@@ -482,7 +488,8 @@ inline void multiply_stripe_range(const MatmulArgs& a, const StripeCodes& codes,
   for (std::int64_t k = codes.begin; k < whole; k += segment) {
     const std::int64_t depth = smaller(segment, whole - k);
     const std::uint8_t* next = codes.first + (k + depth < whole ? k + depth : (end - begin) * a.K);
-    multiply_all_rows<Dots>(a, {codes.first + k, a.K, next, begin, 0, k, depth, codes.field}, end, scratch);
+    const std::uint8_t* later = codes.first + (end - begin) * (a.K + k - codes.begin);
+    multiply_all_rows<Dots>(a, {codes.first + k, a.K, next, later, begin, 0, k, depth, codes.field}, end, scratch);
   }
   if (whole == codes.end) return;
   std::uint8_t rest[kStripesPerUnit * Dots::kChunk] = {};
@@ -490,7 +497,8 @@ inline void multiply_stripe_range(const MatmulArgs& a, const StripeCodes& codes,
     __builtin_memcpy(rest + (s - begin) * Dots::kChunk, codes.first + (s - begin) * a.K + whole,
                      static_cast<std::size_t>(codes.end - whole));
   }
-  multiply_all_rows<Dots>(a, {rest, Dots::kChunk, rest, begin, 0, whole, Dots::kChunk, codes.field}, end, scratch);
+  multiply_all_rows<Dots>(a, {rest, Dots::kChunk, rest, rest, begin, 0, whole, Dots::kChunk, codes.field}, end,
+                          scratch);
 }
 
 /// `count` channels from n on, whatever fields their codes are in. Grouped row r = n * groups + j has its codes in
