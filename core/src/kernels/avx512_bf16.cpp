@@ -1,7 +1,9 @@
 // AVX-512 with VBMI and BF16: bfloat16 activations meet codes in dot product instructions, and few rows of other
 // activations meet float8 codes that are looked up. All other cells are left to the kernels of AVX-512.
 #include "kernels/bf16_codes-inl.h"
+#include "kernels/bf16_columns-inl.h"
 #include "kernels/bf16_steps-inl.h"
+#include "kernels/channel_lanes-inl.h"
 #include "kernels/few_rows-inl.h"
 #include "kernels/int8_dots-inl.h"
 #include "kernels/panel-inl.h"
@@ -13,6 +15,8 @@ namespace {
 constexpr std::int64_t kFewestPanelRows = 23;
 constexpr std::int64_t kFewestInt8PanelRows = 13;
 constexpr std::int64_t kMostLookedUpRows = 26;  // before the panel of avx512.cpp
+// From where channels are better the lanes of vectors than neighbours along K are.
+constexpr std::int64_t kFewestLaneRows = 5, kFewestInt2LaneRows = 3;
 
 // Sums in registers: with 4 vectors of rows and a pair of weights they fill 32.
 constexpr int kRowVectors = 4, kTile = 6;
@@ -21,10 +25,16 @@ template <QType kQType>
 constexpr MatmulKernel kBf16Panel =
     DecodedPanel<Bf16Pairs<kQType>, kQType, kRowVectors, kTile, kFewestPanelRows>::kKernel;
 
+template <QType kQType>
+constexpr MatmulKernel kBf16Lanes =
+    ChannelLanes<Bf16Columns<kQType>, kQType == QType::qint2 ? kFewestInt2LaneRows : kFewestLaneRows,
+                 kFewestPanelRows - 1>::kKernel;
+
 template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
   static constexpr MatmulKernel kKernels[] = {
       kBf16Panel<kQType>,
+      kBf16Lanes<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
   };
 };
@@ -32,6 +42,7 @@ template <QType kQType>
 struct Cell<kQType, true> {
   static constexpr MatmulKernel kKernels[] = {
       kBf16Panel<kQType>,
+      kBf16Lanes<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
       kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPanelRows - 1>,
   };
@@ -56,13 +67,16 @@ constexpr void fill_cell(KernelTable& table) {
 }
 
 template <QType kQType, DType kDType>
-constexpr MatmulKernel kLookedUpKernel = kFewRowsKernel<LookedUpFloatDots<kQType>, kDType, kMostLookedUpRows>;
+constexpr MatmulKernel kLookedUpKernels[] = {
+    ChannelLanes<LookedUpColumns<kQType, kDType>, kFewestLaneRows, kMostLookedUpRows>::kKernel,
+    kFewRowsKernel<LookedUpFloatDots<kQType>, kDType, kMostLookedUpRows>,
+};
 
 template <QType kQType>
 constexpr void fill_float8_cells(KernelTable& table) {
   auto* cells = table.matmul[static_cast<int>(kQType)];
-  cells[static_cast<int>(DType::float32)] = {&kLookedUpKernel<kQType, DType::float32>, 1};
-  cells[static_cast<int>(DType::float16)] = {&kLookedUpKernel<kQType, DType::float16>, 1};
+  cells[static_cast<int>(DType::float32)] = {kLookedUpKernels<kQType, DType::float32>, 2};
+  cells[static_cast<int>(DType::float16)] = {kLookedUpKernels<kQType, DType::float16>, 2};
 }
 
 constexpr KernelTable bf16_table() {

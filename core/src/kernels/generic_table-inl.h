@@ -16,6 +16,10 @@
 #include "kernels/kernel_table.h"
 #include "kernels/panel-inl.h"
 #include "kernels/rows-inl.h"
+#if defined(__AVX512F__)
+#include "kernels/channel_lanes-inl.h"
+#include "kernels/float_columns-inl.h"
+#endif
 
 namespace quanto::kernels {
 namespace {
@@ -37,6 +41,35 @@ struct Cell {
       kRowsKernel<kQType, kDType>,
   };
 };
+#if defined(__AVX512F__)
+/// From how many rows on channels are better the lanes of vectors than neighbours along K are.
+constexpr std::int64_t fewest_lane_rows(QType qtype) {
+  return qtype == QType::qint8 ? 7 : qtype == QType::qint4 ? 4 : 3;
+}
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kLanesKernel =
+    ChannelLanes<FloatColumns<kQType, kDType>, fewest_lane_rows(kQType), Simd::kFewestPanelRows - 1>::kKernel;
+
+template <DType kDType>
+struct Cell<QType::qint8, kDType, false> {
+  static constexpr MatmulKernel kKernels[] = {
+      kPanelKernel<QType::qint8, kDType>,
+      kLanesKernel<QType::qint8, kDType>,
+      kFewRowsKernel<FloatDots<QType::qint8>, kDType, Simd::kFewestPanelRows - 1>,
+      kRowsKernel<QType::qint8, kDType>,
+  };
+};
+template <QType kQType, DType kDType>
+struct Cell<kQType, kDType, true> {
+  static constexpr MatmulKernel kKernels[] = {
+      kPanelKernel<kQType, kDType>,
+      kLanesKernel<kQType, kDType>,
+      kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
+      kFewRowsKernel<OneField<FloatDots<kQType>>, kDType, Simd::kFewestPanelRows - 1>,
+      kRowsKernel<kQType, kDType>,
+  };
+};
+#else
 template <QType kQType, DType kDType>
 struct Cell<kQType, kDType, true> {
   static constexpr MatmulKernel kKernels[] = {
@@ -46,6 +79,7 @@ struct Cell<kQType, kDType, true> {
       kRowsKernel<kQType, kDType>,
   };
 };
+#endif
 
 template <QType kQType, DType kDType>
 constexpr void fill_cell(KernelTable& table) {

@@ -1,0 +1,441 @@
+// The kernel for a few rows, more than one, with AVX-512: channels are the lanes of its vectors. Squares of codes, 64
+// of each of kLanes channels, are transposed into columns, four codes of each channel to a lane; what a column decodes
+// to meets one activation of each row, broadcast.
+//
+// Unlike in few_rows-inl.h lanes of sums are not added up, a group's scales are a vector, which is multiplied once for
+// all of its products, and activations take a sixteenth of the cache's bandwidth. Broadcasts of 32 or 64 bits cost no
+// more than the load; of 128 bits, which would spare most of the transposing, they take a shuffle's place on AMD's
+// cores. Transposing costs four to six cycles for 64 bytes of codes, so that a few rows are needed to make up for it.
+//
+// Codes are fetched while others are multiplied, one cache line for each column, in the order of memory. Fetched while
+// others are transposed, they would keep memory busy then and leave it idle afterwards.
+//
+// Columns (bf16_columns-inl.h, float_columns-inl.h) says what a column decodes to and what it is multiplied with. Codes
+// are multiplied as they are, and what shifts contribute comes from the sums of the activations, as in few_rows-inl.h.
+// The order of the additions is the same for every row, whatever the others are: that of K, cut where groups and
+// segments end.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/args-inl.h"
+#include "kernels/decode-inl.h"
+#include "kernels/dots-inl.h"
+#include "kernels/few_rows-inl.h"
+#include "kernels/kernel_table.h"
+#include "kernels/lanes-inl.h"
+#include "kernels/transpose-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+template <class Columns, std::int64_t kFewestRows, std::int64_t kMostRows>
+struct ChannelLanes {
+  static constexpr QType kQType = Columns::kQType;
+  static constexpr bool kGrouped = is_affine_qtype(kQType);
+  static constexpr int kFields = Columns::kFields;
+  static constexpr int kVectors = Columns::kVectors;  // that a column decodes to, of each field
+  static constexpr std::int64_t kColumnBytes = 4;
+  /// Bytes of each stripe that are transposed and multiplied with all rows before the next: their columns stay in the
+  /// L1 cache, and memory is read in pieces long enough.
+  static constexpr std::int64_t kSegment = 1024;
+  static constexpr int kMostSquares = kFields == 1 ? 2 : 1;  // packed codes have sums enough in one
+
+  template <int kRows>
+  static constexpr int kFieldsAtOnce = smaller(kFields, power_of_two_up_to(kSums / kRows));
+  template <int kRows>
+  static constexpr int kSquaresAtOnce = smaller(kMostSquares, power_of_two_up_to(kSums / kRows / kFieldsAtOnce<kRows>));
+
+  /// What prepare() leaves for run(): activations in the order of the columns, those of a block of rows beside each
+  /// other; the sums of their groups likewise; whether every one is of a magnitude that this kernel serves. Blocks have
+  /// the same number of rows, the last one filled up with zeros.
+  struct Prepared {
+    std::uint32_t* words;
+    float* sums;
+    bool* plain;
+    std::int64_t blocks, each, columns, groups;
+
+    explicit Prepared(const MatmulArgs& a)
+        : words(static_cast<std::uint32_t*>(a.workspace)),
+          blocks(ceil_div(a.M, kRowsAtOnce)),
+          each(padded_block(ceil_div(a.M, blocks))),
+          columns(round_up(a.K, kVectorBytes) / kColumnBytes),
+          groups(kGrouped ? a.groups : 0) {
+      sums = reinterpret_cast<float*>(words + blocks * columns * kVectors * each);
+      plain = reinterpret_cast<bool*>(sums + blocks * groups * each);
+    }
+    std::size_t bytes() const {
+      return static_cast<std::size_t>(blocks * each) *
+             (static_cast<std::size_t>(columns * kVectors + groups) * sizeof(float) + sizeof(bool));
+    }
+    std::uint32_t* words_at(std::int64_t block, std::int64_t column) const {
+      return words + (block * columns + column) * kVectors * each;
+    }
+    float* sums_at(std::int64_t block, std::int64_t group) const { return sums + (block * groups + group) * each; }
+  };
+  static std::size_t workspace_bytes(const MatmulArgs& a) { return Prepared(a).bytes(); }
+
+  /// The words of a block of rows, transposed.
+  static void prepare_block(const MatmulArgs& a, const Prepared& p, std::int64_t block) {
+    static_assert(kRowsAtOnce <= kLanes);
+    std::uint32_t* out = p.words_at(block, 0);
+    for (std::int64_t k = 0; k < p.columns * kColumnBytes; k += kLanes / kVectors * kColumnBytes) {
+      BitLanes square[kLanes] = {};
+      for (std::int64_t i = 0; i < p.each; ++i) {
+        const std::int64_t m = block * p.each + i;
+        if (m < a.M) square[i] = Columns::load_words(a.x, m * a.x_stride + k, a.K - k, p.plain[m]);
+      }
+      transpose(square);
+      for (int lane = 0; lane < kLanes; ++lane, out += p.each) store(out, square[lane], static_cast<int>(p.each));
+    }
+  }
+
+  /// Each block by whoever has its first row.
+  static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
+    const Prepared p(a);
+    for (std::int64_t block = ceil_div(begin, p.each); block < p.blocks && block * p.each < end; ++block) {
+      for (std::int64_t i = 0; i < p.each; ++i) {
+        const std::int64_t m = block * p.each + i;
+        p.plain[m] = true;
+        for (std::int64_t j = 0; j < p.groups; ++j) {
+          p.sums_at(block, j)[i] =
+              m < a.M ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
+        }
+      }
+      prepare_block(a, p, block);
+    }
+  }
+
+  static bool serves_values(const MatmulArgs& a) {
+    const Prepared p(a);
+    bool plain = true;
+    for (std::int64_t m = 0; m < a.M; ++m) plain &= p.plain[m];
+    return plain;
+  }
+
+  /// Some squares of stripes, the K bytes of the channels i, i + N / kFields, ...
+  struct Unit {
+    std::int64_t squares, first, count;
+
+    Unit(const MatmulArgs& a, std::int64_t unit) : squares(squares_each(a)), first(unit * squares * kLanes) {
+      count = smaller(squares * kLanes, stripe_count<Columns>(a) - first);
+      squares = ceil_div(count, kLanes);
+    }
+    /// Fewer where there are not many units for the threads to share.
+    static std::int64_t squares_each(const MatmulArgs& a) {
+      return stripe_count<Columns>(a) < 8 * kMostSquares * kLanes ? 1 : kMostSquares;
+    }
+    static std::int64_t count_of(const MatmulArgs& a) {
+      return ceil_div(stripe_count<Columns>(a), squares_each(a) * kLanes);
+    }
+  };
+
+  /// A thread's memory.
+  struct Scratch {
+    static constexpr std::int64_t kColumns = kSegment / kColumnBytes;
+    BitLanes* columns;   ///< of a segment, of one square after the other
+    FloatLanes* totals;  ///< of (square, field, row)
+    FloatLanes* scales;  ///< of (group, square, field), and the negated offsets after each
+    std::int64_t rows;
+
+    Scratch(const MatmulArgs& a, void* memory) : columns(static_cast<BitLanes*>(memory)) {
+      const Prepared p(a);
+      rows = p.blocks * p.each;
+      totals = reinterpret_cast<FloatLanes*>(columns + kMostSquares * kColumns);
+      scales = totals + kMostSquares * kFields * rows;
+    }
+    std::size_t bytes(const MatmulArgs& a) const {
+      const std::int64_t scale_vectors = kGrouped ? 2 * a.groups * kMostSquares * kFields : 0;
+      return static_cast<std::size_t>(kMostSquares * (kColumns + kFields * rows) + scale_vectors) * kVectorBytes;
+    }
+    FloatLanes* totals_of(std::int64_t square, std::int64_t field) const {
+      return totals + (square * kFields + field) * rows;
+    }
+    FloatLanes* scales_of(std::int64_t group, std::int64_t square, std::int64_t field) const {
+      return scales + ((group * kMostSquares + square) * kFields + field) * 2;
+    }
+  };
+  static std::size_t scratch_bytes(const MatmulArgs& a) { return Scratch(a, nullptr).bytes(a); }
+
+  /// Bytes of each stripe that are multiplied before the next: up to kSegment, as evenly as whole vectors allow.
+  static std::int64_t segment_of(const MatmulArgs& a) {
+    return round_up(ceil_div(a.K, ceil_div(a.K, kSegment)), kVectorBytes);
+  }
+
+  /// The codes of `count` stripes, whole squares of them or fewer, from k on: those that are missing are the last
+  /// one's, missing codes zeros.
+  template <bool kWhole>
+  static QUANTO_INLINE void load_square(const MatmulArgs& a, const std::uint8_t* codes, std::int64_t count,
+                                        std::int64_t k, BitLanes (&square)[kLanes]) {
+    if constexpr (kWhole) {
+      QUANTO_UNROLL for (int i = 0; i < kLanes; i += 4) {
+        const std::uint8_t* four = codes + i * a.K + k;
+        QUANTO_UNROLL for (int j = 0; j < 4; ++j) square[i + j] = (BitLanes)_mm512_loadu_si512(four + j * a.K);
+      }
+    } else {
+      const std::int64_t left = a.K - k;
+      const auto mask = left >= kVectorBytes ? ~std::uint64_t{0} : (std::uint64_t{1} << left) - 1;
+      for (std::int64_t i = 0; i < kLanes; ++i) {
+        square[i] = (BitLanes)_mm512_maskz_loadu_epi8(mask, codes + smaller(i, count - 1) * a.K + k);
+      }
+    }
+  }
+
+  /// A segment of all squares of a unit to columns.
+  static __attribute__((noinline)) void transpose_segment(const MatmulArgs& a, const Unit& u, const Scratch& scratch,
+                                                          std::int64_t begin, std::int64_t end) {
+    for (std::int64_t s = 0; s < u.squares; ++s) {
+      const std::uint8_t* codes = a.w + (u.first + s * kLanes) * a.K;
+      const std::int64_t count = u.count - s * kLanes;
+      BitLanes* out = scratch.columns + s * Scratch::kColumns;
+      for (std::int64_t k = begin; k < end; k += kVectorBytes, out += kLanes) {
+        BitLanes square[kLanes];
+        if (count >= kLanes && k + kVectorBytes <= a.K) {
+          load_square<true>(a, codes, count, k, square);
+        } else {
+          load_square<false>(a, codes, count, k, square);
+        }
+        transpose(square);
+        QUANTO_UNROLL for (int i = 0; i < kLanes; ++i) out[i] = square[i];
+      }
+    }
+  }
+
+  /// Fetches a segment of stripe after stripe while another one is multiplied, a cache line for each column.
+  struct Fetch {
+    const std::uint8_t* at;
+    std::int64_t left, lines, skipped;  ///< of a stripe
+
+    Fetch(const MatmulArgs& a, const std::uint8_t* first, std::int64_t segment)
+        : at(first), left(segment / 64), lines(segment / 64), skipped(a.K - segment) {}
+    QUANTO_INLINE void next() {
+      __builtin_prefetch(at, 0, 2);
+      at += 64;
+      if (--left == 0) {
+        left = lines;
+        at += skipped;
+      }
+    }
+  };
+
+  /// What is multiplied at once: squares from `square` on, the columns of k in [begin, end), a block of rows.
+  struct Block {
+    std::int64_t square, begin, end, number;
+    const std::uint8_t* later;  ///< what is fetched meanwhile: the segment of the first of these stripes that is next
+  };
+
+  template <int kSquares, int kFirst, int kFieldsNow, int kRows>
+  struct Sums {
+    FloatLanes of[kSquares][kFieldsNow][kRows];
+
+    template <class Visit>
+    QUANTO_INLINE void for_each(Visit visit) {
+      QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
+        QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
+          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) visit(s, f, m, of[s][f][m]);
+        }
+      }
+    }
+
+    QUANTO_INLINE void add(int s, int f, int m, typename Columns::X w, typename Columns::X x) {
+      of[s][f][m] = Columns::add_products(w, x, of[s][f][m]);
+      QUANTO_IN_REGISTER(of[s][f][m]);
+    }
+
+    /// What there is less of, activations or decoded codes, waits in registers for the other.
+    QUANTO_INLINE void add_column(const BitLanes* column, const std::uint32_t* x) {
+      typename Columns::Codes codes[kSquares];
+      QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) codes[s] = Columns::codes_of(column[s * Scratch::kColumns]);
+      QUANTO_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const auto row = [&](int m) __attribute__((always_inline)) {
+          auto lanes = Columns::broadcast(x + v * kRows + m);
+          if constexpr (kSquares * kFieldsNow > 1) QUANTO_IN_REGISTER(lanes);
+          return lanes;
+        };
+        if constexpr (kRows <= kSquares * kFieldsNow) {
+          typename Columns::X rows[kRows];
+          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) rows[m] = row(m);
+          QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
+            QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
+              const typename Columns::X w = Columns::decode(codes[s], kFirst + f, v);
+              QUANTO_UNROLL for (int m = 0; m < kRows; ++m) add(s, f, m, w, rows[m]);
+            }
+          }
+        } else {
+          typename Columns::X w[kSquares][kFieldsNow];
+          QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
+            QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) w[s][f] = Columns::decode(codes[s], kFirst + f, v);
+          }
+          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+            const typename Columns::X lanes = row(m);
+            QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
+              QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) add(s, f, m, w[s][f], lanes);
+            }
+          }
+        }
+      }
+    }
+  };
+
+  template <int kSquares, int kFirst, int kFieldsNow, int kRows>
+  static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
+    const Prepared p(a);
+    Sums<kSquares, kFirst, kFieldsNow, kRows> sums;
+    FloatLanes* totals[kSquares][kFieldsNow];
+    for (int s = 0; s < kSquares; ++s) {
+      for (int f = 0; f < kFieldsNow; ++f) {
+        totals[s][f] = scratch.totals_of(b.square + s, kFirst + f) + b.number * kRows;
+      }
+    }
+    const BitLanes* column = scratch.columns + b.square * Scratch::kColumns;
+    const std::uint32_t* x = p.words_at(b.number, b.begin / kColumnBytes);
+    Fetch fetch(a, b.later, segment_of(a));
+    const auto add_columns = [&](std::int64_t count) __attribute__((always_inline)) {
+      for (std::int64_t i = 0; i < count; ++i, ++column, x += kVectors * kRows) {
+        if constexpr (kFirst == 0) {
+          QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) fetch.next();
+        }
+        sums.add_column(column, x);
+      }
+    };
+    if constexpr (!kGrouped) {
+      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { sum = totals[s][f][m]; });
+      add_columns(ceil_div(b.end - b.begin, kColumnBytes));
+      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { totals[s][f][m] = sum; });
+      return;
+    }
+    std::int64_t group = b.begin / a.group_size;
+    for (std::int64_t k = b.begin; k < b.end; ++group) {
+      const bool starts = k == group * a.group_size;
+      const std::int64_t end = smaller((group + 1) * a.group_size, b.end);
+      sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
+      add_columns(ceil_div(end - k, kColumnBytes));
+      const float* x_sums = p.sums_at(b.number, group);
+      QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
+        QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
+          const FloatLanes* scales = scratch.scales_of(group, b.square + s, kFirst + f);
+          const FloatLanes scale = scales[0], minus_offset = starts ? scales[1] : FloatLanes{};
+          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+            const FloatLanes shifted = multiply_add(minus_offset, broadcast(x_sums[m]), totals[s][f][m]);
+            totals[s][f][m] = multiply_add(scale, sums.of[s][f][m], shifted);
+          }
+        }
+      }
+      k = end;
+    }
+  }
+
+  template <int kSquares, int kRows, int kFirst = 0>
+  static void multiply_fields(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
+    constexpr int kFieldsNow = kFieldsAtOnce<kRows>;
+    multiply<kSquares, kFirst, kFieldsNow, kRows>(a, scratch, b);
+    if constexpr (kFirst + kFieldsNow < kFields) {
+      multiply_fields<kSquares, kRows, kFirst + kFieldsNow>(a, scratch, b);
+    }
+  }
+
+  /// The squares from b.square on, as many at once as registers hold sums for.
+  template <int kSquares, int kRows>
+  static void multiply_squares(const MatmulArgs& a, const Scratch& scratch, Block b, std::int64_t squares) {
+    for (; b.square + kSquares <= squares; b.square += kSquares, b.later += kSquares * kLanes * a.K) {
+      multiply_fields<kSquares, kRows>(a, scratch, b);
+    }
+    if constexpr (kSquares > 1) multiply_squares<kSquares / 2, kRows>(a, scratch, b, squares);
+  }
+
+  template <int kRows>
+  static void multiply_unit(const MatmulArgs& a, const Unit& u, const Scratch& scratch) {
+    const std::int64_t blocks = Prepared(a).blocks;
+    const std::int64_t segment = segment_of(a);
+    const std::int64_t next = u.first + u.squares * kLanes, after = next < stripe_count<Columns>(a) ? next : u.first;
+    for (std::int64_t k = 0; k < a.K; k += segment) {
+      const std::int64_t end = smaller(k + segment, a.K);
+      transpose_segment(a, u, scratch, k, end);
+      const std::uint8_t* later = a.w + (end < a.K ? u.first * a.K + end : after * a.K);
+      for (std::int64_t i = 0; i < blocks; ++i) {
+        multiply_squares<kSquaresAtOnce<kRows>, kRows>(a, scratch, {0, k, end, i, later}, u.squares);
+      }
+    }
+  }
+
+  /// Blocks of `rows` <= kRows rows, a number that padded_block() gives.
+  template <int kRows = kRowsAtOnce>
+  static void multiply_rows(const MatmulArgs& a, const Unit& u, std::int64_t rows, const Scratch& scratch) {
+    if constexpr (kRows > 0) {
+      if constexpr (padded_block(kRows) == kRows && kRows >= smaller(kFewestRows, kRowsAtOnce / 2)) {
+        if (rows == kRows) return multiply_unit<kRows>(a, u, scratch);
+      }
+      multiply_rows<kRows - 1>(a, u, rows, scratch);
+    }
+  }
+
+  /// The scales of all groups: groups are neighbours in memory, here channels are. Missing ones are zeros.
+  static void read_scales(const MatmulArgs& a, const Unit& u, const Scratch& scratch) {
+    for (std::int64_t s = 0; s < u.squares; ++s) {
+      for (int f = 0; f < kFields; ++f) {
+        const std::int64_t n = f * stripe_count<Columns>(a) + u.first + s * kLanes;
+        for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
+          BitLanes scale[kLanes] = {}, minus_offset[kLanes] = {};
+          for (std::int64_t i = 0; i < smaller(kLanes, u.count - s * kLanes); ++i) {
+            const ScaleOffsets so = scale_offsets(a, (n + i) * a.groups + j, chunk.count);
+            scale[i] = (BitLanes)(so.scale * Columns::field_factor(f));
+            minus_offset[i] = (BitLanes)-so.offset;
+          }
+          transpose(scale);
+          transpose(minus_offset);
+          for (int i = 0; i < chunk.count; ++i) {
+            FloatLanes* out = scratch.scales_of(j + i, s, f);
+            out[0] = (FloatLanes)scale[i];
+            out[1] = (FloatLanes)minus_offset[i];
+          }
+        });
+      }
+    }
+  }
+
+  static void store_sums(const MatmulArgs& a, const Unit& u, const Scratch& scratch) {
+    for (int f = 0; f < kFields; ++f) {
+      for_chunks(u.count, [&](std::int64_t i, auto chunk) {
+        const std::int64_t n = f * stripe_count<Columns>(a) + u.first + i;
+        FloatLanes scales{}, bias{};
+        if constexpr (!kGrouped) {
+          scales =
+              a.scale_step == 0 ? broadcast(channel_scale(a, 0)) : load_floats(a.scale, a.scale_dtype, n, chunk.count);
+        }
+        if (a.bias != nullptr) bias = load_floats(a.bias, a.y_dtype, n, chunk.count);
+        const FloatLanes* totals = scratch.totals_of(i / kLanes, f);
+        for (std::int64_t m = 0; m < a.M; ++m) {
+          FloatLanes y = kGrouped ? totals[m] : totals[m] * Columns::field_factor(0) * scales;
+          if (a.row_scale != nullptr) y *= broadcast(row_scale(a, m));
+          if (a.bias != nullptr) y += bias;
+          store_floats(a.y, a.y_dtype, m * a.N + n, y, chunk.count);
+        }
+      });
+    }
+  }
+
+  static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
+    const Prepared p(a);
+    const Scratch scratch(a, memory);
+    for (std::int64_t unit = begin; unit < end; ++unit) {
+      const Unit u(a, unit);
+      for (std::int64_t i = 0; i < u.squares * kFields * scratch.rows; ++i) scratch.totals[i] = FloatLanes{};
+      if constexpr (kGrouped) read_scales(a, u, scratch);
+      multiply_rows(a, u, p.each, scratch);
+      store_sums(a, u, scratch);
+    }
+  }
+
+  /// Groups have to end where columns do.
+  static bool supports(const MatmulArgs& a) {
+    return a.M >= kFewestRows && a.M <= kMostRows && a.N % kFields == 0 &&
+           (Columns::kTakesAllValues || !a.special_values) && (a.groups == 1 || a.group_size % kColumnBytes == 0);
+  }
+
+  static constexpr MatmulKernel kKernel = {"channel_lanes", supports,      workspace_bytes, prepare,
+                                           serves_values,   scratch_bytes, Unit::count_of,  run};
+};
+
+}  // namespace
+}  // namespace quanto::kernels
