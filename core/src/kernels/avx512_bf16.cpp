@@ -15,8 +15,10 @@ namespace {
 constexpr std::int64_t kFewestPanelRows = 23;
 constexpr std::int64_t kFewestInt8PanelRows = 13;
 constexpr std::int64_t kMostLookedUpRows = 26;  // before the panel of avx512.cpp
-// From where channels are better the lanes of vectors than neighbours along K are.
-constexpr std::int64_t kFewestLaneRows = 5, kFewestInt2LaneRows = 3;
+// From where channels are better the lanes of vectors than neighbours along K are: of bfloat16 activations by the bits
+// of codes, and of those that meet float8 codes that are looked up.
+constexpr std::int64_t fewest_lane_rows(int bits) { return bits == 8 ? 7 : bits == 4 ? 5 : 3; }
+constexpr std::int64_t kFewestLookedUpLaneRows = 5;
 
 // Sums in registers: with 4 vectors of rows and a pair of weights they fill 32.
 constexpr int kRowVectors = 4, kTile = 6;
@@ -27,8 +29,7 @@ constexpr MatmulKernel kBf16Panel =
 
 template <QType kQType>
 constexpr MatmulKernel kBf16Lanes =
-    ChannelLanes<Bf16Columns<kQType>, kQType == QType::qint2 ? kFewestInt2LaneRows : kFewestLaneRows,
-                 kFewestPanelRows - 1>::kKernel;
+    ChannelLanes<Bf16Columns<kQType>, fewest_lane_rows(bits_of(kQType)), kFewestPanelRows - 1>::kKernel;
 
 template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
@@ -68,7 +69,7 @@ constexpr void fill_cell(KernelTable& table) {
 
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kLookedUpKernels[] = {
-    ChannelLanes<LookedUpColumns<kQType, kDType>, kFewestLaneRows, kMostLookedUpRows>::kKernel,
+    ChannelLanes<LookedUpColumns<kQType, kDType>, kFewestLookedUpLaneRows, kMostLookedUpRows>::kKernel,
     kFewRowsKernel<LookedUpFloatDots<kQType>, kDType, kMostLookedUpRows>,
 };
 

@@ -33,9 +33,12 @@ namespace {
 constexpr int kSums = kVectorBytes == 64 ? 24 : 12;
 constexpr std::int64_t kRowsAtOnce = 12;
 constexpr std::int64_t kStripesPerUnit = 8;
-/// How far ahead of their use codes are fetched for a single row, in bytes of each stripe. Several rows fetch the next
-/// unit's, in the order of memory: a step for each step of their own.
+/// How far ahead of their use codes are fetched, in bytes of each stripe.
 constexpr std::int64_t kFetchAhead = 1024;
+/// Whether instead codes of the next unit are, in the order of memory, as many as are multiplied. Several rows gain by
+/// it; but not where vectors are so wide and codes so large that few rows take no longer than memory does.
+template <class Dots, int kRows>
+constexpr bool kFetchesInOrder = kRows > 1 && (kVectorBytes < 64 || is_affine_qtype(Dots::kQType));
 
 /// Sums of products are floats, or integers where Dots::kIntegers says so.
 template <class Dots>
@@ -299,7 +302,7 @@ struct BlockSums {
                                 const typename Dots::X* x) {
     const std::int64_t ahead = smaller(kFetchAhead, block.depth);
     for (std::int64_t i = begin; i < end; i += Dots::kChunk, x += kRows * Dots::kVectors) {
-      if constexpr (kFirst == 0 && kRows > 1) {
+      if constexpr (kFirst == 0 && kFetchesInOrder<Dots, kRows>) {
         const std::uint8_t* fetched = block.later + i * kStripes;
         QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * Dots::kChunk, 0, 3);
       } else if constexpr (kFirst == 0) {
