@@ -27,21 +27,6 @@ inline bool has_reciprocal(float scale) {
   return !kIsFloat16<F> && scale >= 0x1p-100f && scale <= 0x1p100f;
 }
 
-/// Finite values rounded to F.
-template <class F>
-inline FloatLanes round_finite(FloatLanes v) {
-  if constexpr (kIsFloat32<F>) return v;
-  const BitLanes bits = bits_from_float(v);
-  return float_from_bits((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
-}
-
-/// Stores what needs no rounding.
-template <class F>
-inline void store_rounded(char* to, FloatLanes v, int count) {
-  if constexpr (F::kBytes == 4) return F::store(to, v, count);
-  kernels::store(to, narrow_to_words(bits_from_float(v) >> 16), count);
-}
-
 /// Whether |v - code| comes within 8 units in the last place of 1/2, for |v| up to 128.
 inline IntLanes is_near_half(FloatLanes v, FloatLanes code) {
   const FloatLanes distance = float_from_bits(bits_from_float(v - code) & kMagnitudeMask);
@@ -51,7 +36,7 @@ inline IntLanes is_near_half(FloatLanes v, FloatLanes code) {
 /// round(values / scale), the quotient rounded to F first.
 template <class F>
 inline FloatLanes nearest_integers(FloatLanes values, FloatLanes scale, FloatLanes reciprocal) {
-  const FloatLanes product = round_finite<F>(values * reciprocal);
+  const FloatLanes product = F::round_finite(values * reciprocal);
   FloatLanes code = round_half_even(product);
   if constexpr (kIsFloat32<F>) {
     if (any(is_near_half(product, code))) code = round_half_even(values / scale);
@@ -89,7 +74,7 @@ inline FloatLanes symmetric_code_values(FloatLanes values, FloatLanes scale, Flo
     return clamp(nearest_integers<F>(values, scale, reciprocal), -128.0f, 127.0f);
   } else {
     constexpr float kMax = largest_code<kQType>();
-    FloatLanes quotient = round_finite<F>(values * reciprocal);
+    FloatLanes quotient = F::round_finite(values * reciprocal);
     if constexpr (kIsFloat32<F>) {
       if (any(is_near_float8_boundary<kQType>(quotient))) quotient = values / scale;
     }
@@ -113,7 +98,7 @@ void fake_quantize_symmetric_rows(const QuantizeArgs& args, std::int64_t begin, 
     for_chunks(a.cols, [=](std::int64_t i, auto chunk) {
       const FloatLanes value = F::load(values + i * F::kBytes, chunk.count);
       const FloatLanes code = symmetric_code_values<F, kQType>(value, scale, reciprocal);
-      store_rounded<F>(out + i * F::kBytes, round_finite<F>(scale * code), chunk.count);
+      F::store(out + i * F::kBytes, F::round_finite(scale * code), chunk.count);
     });
   }
 }
@@ -123,7 +108,7 @@ template <class F, bool kLookedUp = (kLookupBits >= 4)>
 struct AffineCodeValues {
   FloatLanes scale, shift;
 
-  FloatLanes operator()(FloatLanes code) const { return round_finite<F>(round_finite<F>(scale * code) - shift); }
+  FloatLanes operator()(FloatLanes code) const { return F::round_finite(F::round_finite(scale * code) - shift); }
 };
 
 /// All of them fit one vector; the lowest bits of a number as large as this anchor are the code.
@@ -156,9 +141,9 @@ void fake_quantize_affine_rows(const QuantizeArgs& args, std::int64_t begin, std
     const char* values = static_cast<const char*>(a.values) + row.offset;
     char* out = static_cast<char*>(a.out) + row.offset;
     for_chunks(a.cols, [=](std::int64_t i, auto chunk) {
-      const FloatLanes sum = round_finite<F>(F::load(values + i * F::kBytes, chunk.count) + shift);
+      const FloatLanes sum = F::round_finite(F::load(values + i * F::kBytes, chunk.count) + shift);
       const FloatLanes code = clamp(nearest_integers<F>(sum, scale, reciprocal), 0.0f, high);
-      store_rounded<F>(out + i * F::kBytes, code_values(code), chunk.count);
+      F::store(out + i * F::kBytes, code_values(code), chunk.count);
     });
   }
 }

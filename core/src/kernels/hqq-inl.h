@@ -91,7 +91,7 @@ void hqq_step_rows(const HqqArgs& args, std::int64_t begin, std::int64_t end) {
     OrderedSum errors, shifts;
     for_ordered_chunks(m.cols, [&, scale, shift](std::int64_t i, int v, auto chunk) {
       const FloatLanes base = F::load(values + i * F::kBytes, chunk.count);
-      FloatLanes code = round_half_even(clamp(affine_ratio<F>(base, shift, scale), 0.0f, high));
+      FloatLanes code = affine_code<F>(base, shift, scale, high);
       code = scale == 0.0f ? FloatLanes{} : code;
       const FloatLanes product = F::round(scale * code);
       const FloatLanes value =

@@ -12,13 +12,15 @@
 namespace quanto::kernels {
 namespace {
 
-// One trait per float dtype: how it is stored, and how a float32 result is rounded to it.
+// One trait per float dtype: how it is loaded, how a float32 result is rounded to it, and how a result that is rounded
+// already is stored. round_finite may make anything of a NaN.
 struct Float32 {
   static constexpr int kBytes = 4;
   static constexpr std::uint32_t kMaxBits = 0x7f7fffffu;
   static FloatLanes load(const char* from, int count) { return kernels::load<FloatLanes>(from, count); }
   static void store(char* to, FloatLanes v, int count) { kernels::store(to, v, count); }
   static FloatLanes round(FloatLanes v) { return v; }
+  static FloatLanes round_finite(FloatLanes v) { return v; }
 };
 
 struct BFloat16 {
@@ -28,9 +30,13 @@ struct BFloat16 {
     return decode_bfloat16(widen(kernels::load<WordLanes>(from, count)));
   }
   static void store(char* to, FloatLanes v, int count) {
-    kernels::store(to, narrow_to_words(encode_bfloat16(v)), count);
+    kernels::store(to, narrow_to_words(bits_from_float(v) >> 16), count);
   }
   static FloatLanes round(FloatLanes v) { return decode_bfloat16(encode_bfloat16(v)); }
+  static FloatLanes round_finite(FloatLanes v) {
+    const BitLanes bits = bits_from_float(v);
+    return float_from_bits((bits + 0x7fffu + (bits >> 16 & 1u)) & 0xffff0000u);
+  }
 };
 
 struct Float16 {
@@ -39,6 +45,7 @@ struct Float16 {
   static FloatLanes load(const char* from, int count) { return float16_lanes(kernels::load<WordLanes>(from, count)); }
   static void store(char* to, FloatLanes v, int count) { kernels::store(to, float16_words(v), count); }
   static FloatLanes round(FloatLanes v) { return float16_lanes(float16_words(v)); }
+  static FloatLanes round_finite(FloatLanes v) { return round(v); }
 };
 
 /// The first element of an array, in all lanes.
@@ -96,14 +103,17 @@ constexpr float largest_code() {
   }
 }
 
-template <QType kQType>
+/// The codes of quotients, which are rounded to F on the way: after they were clamped, because the bounds are numbers
+/// of every dtype, and what lies within them takes fewer instructions.
+template <class F, QType kQType>
 inline BitLanes symmetric_codes(FloatLanes ratio) {
   if constexpr (kQType == QType::qint8) {
     const FloatLanes number = is_nan(ratio) ? FloatLanes{} : ratio;
-    return (BitLanes)to_int(round_half_even(clamp(number, -128.0f, 127.0f))) & 0xffu;
+    return (BitLanes)to_int(round_half_even(F::round_finite(clamp(number, -128.0f, 127.0f)))) & 0xffu;
   } else {
     constexpr float kMax = largest_code<kQType>();
-    return encode_float8(float8_format(kQType), clamp_keeping_nan(ratio, -kMax, kMax));
+    // Operands of 16 bits give no NaN with lower bits than theirs, so rounding keeps it.
+    return encode_float8(float8_format(kQType), F::round_finite(clamp_keeping_nan(ratio, -kMax, kMax)));
   }
 }
 
@@ -126,8 +136,8 @@ void quantize_symmetric_rows(const QuantizeArgs& args, std::int64_t begin, std::
     const FloatLanes row_scale = broadcast_first<F>(scales);
     const auto codes_of = [=](std::int64_t i, int count) {
       const FloatLanes scale = kPerColumn ? F::load(scales + i * F::kBytes, count) : row_scale;
-      const FloatLanes ratio = F::round(F::load(values + i * F::kBytes, count) / scale);
-      return symmetric_codes<kQType>(scale == 0.0f ? FloatLanes{} : ratio);
+      const FloatLanes ratio = F::load(values + i * F::kBytes, count) / scale;
+      return symmetric_codes<F, kQType>(scale == 0.0f ? FloatLanes{} : ratio);
     };
     std::int64_t whole = 0;
     for (; whole + 4 * kLanes <= a.cols; whole += 4 * kLanes) {
@@ -150,14 +160,19 @@ void dequantize_symmetric_rows(const QuantizeArgs& args, std::int64_t begin, std
     char* out = static_cast<char*>(a.out) + r * a.cols * F::kBytes;
     const char* scales = scales_of_row<F>(a, r);
     const FloatLanes row_scale = broadcast_first<F>(scales);
-    // No product can overflow: nothing to saturate.
+    // No product can overflow: nothing to saturate. NaN are those of codes, or zero times infinity: rounding keeps
+    // both.
     const bool safe = !kPerColumn && is_finite(F::round(row_scale * largest_code<kQType>()));
     for_chunks(a.cols, [=](std::int64_t i, auto chunk) {
       const FloatLanes scale = kPerColumn ? F::load(scales + i * F::kBytes, chunk.count) : row_scale;
       __builtin_prefetch(out + i * F::kBytes + kFetchAhead, 1);
       const FloatLanes value = symmetric_values<kQType>(load<ByteLanes>(codes + i, chunk.count));
-      FloatLanes product = F::round(scale * value);
-      if (!safe) product = saturate<F>(product, ~(is_inf(scale) | is_inf(value)));
+      FloatLanes product = scale * value;
+      if (safe) {
+        product = F::round_finite(product);
+      } else {
+        product = saturate<F>(F::round(product), ~(is_inf(scale) | is_inf(value)));
+      }
       F::store(out + i * F::kBytes, product, chunk.count);
     });
   }
@@ -199,28 +214,29 @@ struct FieldRow {
   FloatLanes scale, shift;
 };
 
-/// round((base + shift) / scale), each step rounded to F. Where the sum overflows for finite operands, both sides of
-/// the division are halved first; that is so rare that a branch around it is cheaper.
+/// round((base + shift) / scale) within 0 and `high`, each step rounded to F; NaN becomes 0, whatever rounding made of
+/// it. Where the sum overflows for finite operands, both sides of the division are halved first; that is so rare that a
+/// branch around it is cheaper.
 template <class F>
-inline FloatLanes affine_ratio(FloatLanes base, FloatLanes shift, FloatLanes scale) {
-  FloatLanes sum = F::round(base + shift);
+inline FloatLanes affine_code(FloatLanes base, FloatLanes shift, FloatLanes scale, float high) {
+  FloatLanes sum = F::round_finite(base + shift);
   const auto overflow = is_inf(sum);
   if (any(overflow)) {
     sum = overflow ? 0.5f * base + 0.5f * shift : sum;
     scale = overflow ? 0.5f * scale : scale;
   }
-  return F::round(sum / scale);
+  return round_half_even(F::round_finite(clamp(sum / scale, 0.0f, high)));
 }
 
 template <class F, ShiftKind kShift>
 inline BitLanes affine_codes(FloatLanes base, FloatLanes scale, FloatLanes shift, float high) {
   FloatLanes code;
   if constexpr (kShift == ShiftKind::floating) {
-    code = round_half_even(clamp(affine_ratio<F>(base, shift, scale), 0.0f, high));
+    code = affine_code<F>(base, shift, scale, high);
     code = scale == 0.0f ? FloatLanes{} : code;
   } else {
     // Bounded so that rounding and the sum are exact; 512 lies past every code and shift.
-    const FloatLanes ratio = clamp(F::round(base / scale), -512.0f, 512.0f);
+    const FloatLanes ratio = F::round_finite(clamp(base / scale, -512.0f, 512.0f));
     code = clamp(round_half_even(scale == 0.0f ? FloatLanes{} : ratio) + shift, 0.0f, high);
   }
   return (BitLanes)to_int(code);
@@ -229,14 +245,16 @@ inline BitLanes affine_codes(FloatLanes base, FloatLanes scale, FloatLanes shift
 /// scale * code - shift, or scale * (code - shift).
 template <class F, ShiftKind kShift>
 inline FloatLanes affine_values(FloatLanes code, FloatLanes scale, FloatLanes shift) {
-  if constexpr (kShift == ShiftKind::integer) return F::round(scale * (code - shift));
-  return F::round(F::round(scale * code) - shift);
+  if constexpr (kShift == ShiftKind::integer) return F::round_finite(scale * (code - shift));
+  return F::round_finite(F::round_finite(scale * code) - shift);
 }
 
-/// The same where a step may overflow although the result does not: at half size, then doubled with saturation.
+/// The same for any scale and shift, where a step may overflow although the result does not: at half size, then doubled
+/// with saturation.
 template <class F, ShiftKind kShift>
 inline FloatLanes saturated_affine_values(FloatLanes code, FloatLanes scale, FloatLanes shift) {
-  const FloatLanes plain = affine_values<F, kShift>(code, scale, shift);
+  const FloatLanes plain =
+      kShift == ShiftKind::integer ? F::round(scale * (code - shift)) : F::round(F::round(scale * code) - shift);
   if constexpr (kShift == ShiftKind::integer) return saturate<F>(plain, ~is_inf(scale));
   const auto finite = ~(is_inf(scale) | is_inf(shift));
   const FloatLanes halved = 0.5f * scale * code - 0.5f * shift;
