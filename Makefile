@@ -50,6 +50,7 @@ bench: build ## build and run the C++ benchmarks in a short form (bench/README.m
 	build/release/bench/matmul_bench --seconds=0.1 --shape='4096x4096|576x1536' --m='1|8|512' --limit=2
 
 sanitize: setup ## run the C++ tests under AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer
+	@mkdir -p build
 	@for preset in asan-ubsan tsan; do \
 	  $(cmake) --preset $$preset > build/configure.log && $(cmake) --build --preset $$preset -j $(jobs) && \
 	  .venv/bin/ctest --preset $$preset || exit 1; \
