@@ -20,16 +20,18 @@
 
 namespace quanto::testing {
 
-/// Bytes that end exactly at a page that may not be touched: reading or writing past them is a fault.
+/// Bytes that end exactly at a page that may not be touched: reading or writing past them is a fault. With a `gap` they
+/// end that many bytes before it, so that numbers of several bytes lie at addresses that are no multiples of their
+/// size.
 class GuardedBytes {
  public:
-  explicit GuardedBytes(std::size_t size) : size_(size) {
+  explicit GuardedBytes(std::size_t size, std::size_t gap = 0) : size_(size) {
     const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-    mapped_ = (size + page - 1) / page * page + page;
+    mapped_ = (size + gap + page - 1) / page * page + page;
     base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base_ == MAP_FAILED) throw std::runtime_error("mmap failed");
     mprotect(static_cast<char*>(base_) + mapped_ - page, page, PROT_NONE);
-    data_ = static_cast<std::uint8_t*>(base_) + mapped_ - page - size;
+    data_ = static_cast<std::uint8_t*>(base_) + mapped_ - page - gap - size;
   }
   ~GuardedBytes() { munmap(base_, mapped_); }
   GuardedBytes(const GuardedBytes&) = delete;
@@ -55,6 +57,7 @@ struct CaseShape {
   bool per_tensor_scale = false;
   bool with_bias = true;
   std::int64_t extra_stride = 0;  ///< elements between the rows of x
+  std::size_t gap = 0;            ///< of all GuardedBytes
 };
 
 inline std::string describe(const CaseShape& s) {
@@ -72,13 +75,15 @@ class MatmulCase {
       : shape_(shape),
         generator_(seed),
         groups_(shape.group_size == 0 ? 1 : shape.K / shape.group_size),
-        x_(bytes(shape.M == 0 ? 0 : (shape.M - 1) * (shape.K + shape.extra_stride) + shape.K, shape.x_dtype)),
-        w_(weight_bytes()),
-        scale_(bytes(shape.per_tensor_scale ? 1 : shape.N * groups_, shape.scale_dtype)),
+        x_(bytes(shape.M == 0 ? 0 : (shape.M - 1) * (shape.K + shape.extra_stride) + shape.K, shape.x_dtype),
+           shape.gap),
+        w_(weight_bytes(), shape.gap),
+        scale_(bytes(shape.per_tensor_scale ? 1 : shape.N * groups_, shape.scale_dtype), shape.gap),
         shift_(shape.shift_kind == ShiftKind::integer ? static_cast<std::size_t>(shape.N * groups_)
-                                                      : bytes(shape.N * groups_, shape.scale_dtype)),
-        bias_(bytes(shape.N, shape.x_dtype)),
-        y_(bytes(shape.M * shape.N, shape.x_dtype)) {
+                                                      : bytes(shape.N * groups_, shape.scale_dtype),
+               shape.gap),
+        bias_(bytes(shape.N, shape.x_dtype), shape.gap),
+        y_(bytes(shape.M * shape.N, shape.x_dtype), shape.gap) {
     fill();
   }
 
@@ -164,8 +169,9 @@ class CodesCase {
         per_row_scale_(per_row_scale),
         generator_(seed),
         weight_(shape, seed + 1),
-        x_(shape.M == 0 ? 0 : static_cast<std::size_t>((shape.M - 1) * (shape.K + shape.extra_stride) + shape.K)),
-        scale_(static_cast<std::size_t>(per_row_scale ? shape.M : 1) * dtype_size(shape.scale_dtype)) {
+        x_(shape.M == 0 ? 0 : static_cast<std::size_t>((shape.M - 1) * (shape.K + shape.extra_stride) + shape.K),
+           shape.gap),
+        scale_(static_cast<std::size_t>(per_row_scale ? shape.M : 1) * dtype_size(shape.scale_dtype), shape.gap) {
     for (std::size_t i = 0; i < x_.size(); ++i) x_.data()[i] = finite_code(x_qtype);
     // Codes of e5m2 reach 57344, whose products with each other float16 does not hold.
     const float unit = x_qtype == QType::qfloat8_e5m2 ? 0x1p-8f : 1.0f;

@@ -107,6 +107,22 @@ TEST_P(MatmulCodes, TakesIntegerShiftsSingleScalesStridedRowsAndNoBias) {
   });
 }
 
+TEST_P(MatmulCodes, GivesTheSameBytesWhereverItsOperandsLie) {
+  for_each_isa([&] {
+    for (const std::int64_t M : {1, 6, 37}) {
+      CaseShape s = shape(M, 66, 192, 64);
+      CodesCase aligned(x_qtype(), s, true);
+      aligned.run();
+      for (const std::size_t gap : {1, 2, 3}) {
+        s.gap = gap;
+        CodesCase moved(x_qtype(), s, true);
+        moved.run();
+        EXPECT_EQ(moved.result(), aligned.result()) << describe(s) << " moved by " << gap;
+      }
+    }
+  });
+}
+
 TEST_P(MatmulCodes, GivesTheSameBytesForAnyNumberOfThreads) {
   for_each_isa([&] {
     for (const std::int64_t M : {1, 7, 80}) {

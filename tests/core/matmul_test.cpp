@@ -134,6 +134,25 @@ TEST_P(Matmul, TakesStridedRowsAndNoBias) {
   });
 }
 
+/// A tensor that is mapped from a file lies at any byte.
+TEST_P(Matmul, GivesTheSameBytesWhereverItsOperandsLie) {
+  for_each_isa([&](const IsaInfo&) {
+    for (const std::int64_t K : {67, 192}) {
+      for (const std::int64_t M : {1, 6, 14, 45}) {
+        CaseShape s = shape(M, 66, K);
+        MatmulCase aligned(s);
+        aligned.run();
+        for (const std::size_t gap : {1, 2, 3}) {
+          s.gap = gap;
+          MatmulCase moved(s);
+          moved.run();
+          EXPECT_EQ(moved.result(), aligned.result()) << describe(s) << " moved by " << gap;
+        }
+      }
+    }
+  });
+}
+
 TEST_P(Matmul, GivesTheSameBytesForAnyNumberOfThreads) {
   for_each_isa([&](const IsaInfo&) {
     for (const std::int64_t M : {1, 7, 16, 48}) {

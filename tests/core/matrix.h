@@ -27,13 +27,13 @@ struct Shape {
 constexpr Shape kShapes[] = {{0, 5},  {5, 0},  {1, 1},  {1, 31},  {2, 7},   {3, 16}, {7, 13},
                              {5, 17}, {6, 32}, {9, 33}, {13, 63}, {31, 65}, {4, 129}};
 
-/// An array of floats of any dtype that ends at a page that may not be touched.
+/// An array of floats of any dtype that ends at a page that may not be touched, or `gap` bytes before it.
 class Floats {
  public:
-  Floats(DType dtype, std::int64_t count)
+  Floats(DType dtype, std::int64_t count, std::size_t gap = 0)
       : dtype_(dtype),
         count_(count),
-        bytes_(std::make_unique<GuardedBytes>(static_cast<std::size_t>(count) * dtype_size(dtype))) {}
+        bytes_(std::make_unique<GuardedBytes>(static_cast<std::size_t>(count) * dtype_size(dtype), gap)) {}
 
   float at(std::int64_t i) const { return load_float(data(), dtype_, i); }
   void set(std::int64_t i, float value) { store_float(data(), dtype_, i, value); }

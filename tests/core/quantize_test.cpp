@@ -234,6 +234,49 @@ TEST(Quantize, EveryIsaComputesTheBytesOfThePortableCode) {
   });
 }
 
+/// Quantizes and dequantizes with every operand `gap` bytes before a guard page.
+Bytes there_and_back(QType qtype, DType dtype, Axis axis, Shape s, std::size_t gap) {
+  Floats base(dtype, s.rows * s.cols, gap), out(dtype, s.rows * s.cols, gap);
+  Floats scale(dtype, scale_count(axis, s.rows, s.cols), gap), shift(dtype, scale.count(), gap);
+  const bool affine = is_affine(qtype);
+  const std::int64_t code_rows = affine ? packed_rows(s.rows, qtype_info(qtype).bits) : s.rows;
+  GuardedBytes codes(static_cast<std::size_t>(code_rows * s.cols), gap);
+  const ConstShift floating{shift.data(), ShiftKind::floating};
+  fill_normal(base, s);
+  if (affine) {
+    minmax_scale(base.matrix(s), qtype, axis, scale.data(), shift.data());
+    quantize_affine_packed(base.matrix(s), qtype, axis, scale.data(), floating, codes.data());
+    dequantize_affine_packed(codes.data(), qtype, s.rows, s.cols, axis, scale.data(), floating, dtype, out.data());
+  } else {
+    absmax_scale(base.matrix(s), qtype, axis, scale.data());
+    quantize_symmetric(base.matrix(s), qtype, axis, scale.data(), codes.data());
+    dequantize_symmetric(codes.data(), qtype, s.rows, s.cols, axis, scale.data(), dtype, out.data());
+  }
+  Bytes all = bytes_of(codes);
+  for (const Floats* floats : {&scale, &shift, &out}) {
+    const Bytes bytes = floats->bytes();
+    all.insert(all.end(), bytes.begin(), bytes.end());
+  }
+  return all;
+}
+
+TEST(Quantize, ResultsDoNotDependOnWhereOperandsLie) {
+  testing::for_each_isa([] {
+    for (const DType dtype : testing::kDTypes) {
+      for (const Axis axis : testing::kAxes) {
+        for (const QTypeInfo& info : qtypes()) {
+          const Shape s{6, 77};
+          const Bytes aligned = there_and_back(info.qtype, dtype, axis, s, 0);
+          for (const std::size_t gap : {1, 2, 3}) {
+            EXPECT_EQ(there_and_back(info.qtype, dtype, axis, s, gap), aligned)
+                << testing::describe(info.qtype, dtype, axis, s) << " moved by " << gap;
+          }
+        }
+      }
+    }
+  });
+}
+
 TEST(Quantize, ResultsDoNotDependOnTheNumberOfThreads) {
   const int threads = thread_count();
   for (const Shape s : {Shape{700, 513}, Shape{2, 100'003}}) {
