@@ -452,6 +452,24 @@ TEST(MatmulErrors, NameTheArgument) {
   EXPECT_NE(error_of(c.x(), w).find("[matmul] "), std::string::npos);
   w.in_features = std::numeric_limits<std::int64_t>::max() / 2;
   EXPECT_NE(error_of(c.x(), w).find("[matmul] shape"), std::string::npos);
+  w = c.w();
+  w.per_tensor_scale = true;
+  EXPECT_EQ(error_of(c.x(), w), "[matmul] scale: got a single element, expected one for each group");
+  MatmulCase bytes({QType::qint8, DType::float32, DType::float32, 1, 4, 64});
+  w = bytes.w();
+  w.group_size = 32;
+  EXPECT_EQ(error_of(bytes.x(), w), "[matmul] group_size: got 32, expected 0 for an 8-bit qtype");
+  w = bytes.w();
+  w.shift_kind = ShiftKind::floating;
+  EXPECT_EQ(error_of(bytes.x(), w), "[matmul] shift: got a shift, expected none for an 8-bit qtype");
+  ActivationView x = bytes.x();
+  x.rows = -1;
+  EXPECT_NE(error_of(x, bytes.w()).find("[matmul] shape"), std::string::npos);
+  x.rows = 2;
+  x.row_stride = -64;
+  EXPECT_NE(error_of(x, bytes.w()).find("[matmul] row_stride: got -64"), std::string::npos);
+  x.row_stride = std::numeric_limits<std::int64_t>::max() / 4;
+  EXPECT_NE(error_of(x, bytes.w()).find("[matmul] shape"), std::string::npos);
 }
 
 }  // namespace
