@@ -23,11 +23,19 @@
 #include "kernels/decode-inl.h"
 #include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
-#include "kernels/panel_units-inl.h"
 #include "kernels/transpose-inl.h"
 
 namespace quanto::kernels {
 namespace {
+
+/// y(m, n) and the channels after it, from their sums.
+inline void store_row(const MatmulArgs& a, std::int64_t m, std::int64_t n, FloatLanes sums, const float* scales,
+                      int count) {
+  FloatLanes y = sums * load<FloatLanes>(scales, kLanes);
+  if (a.row_scale != nullptr) y *= broadcast(row_scale(a, m));
+  if (a.bias != nullptr) y += load_floats(a.bias, a.y_dtype, n, count);
+  store_floats(a.y, a.y_dtype, m * a.N + n, y, count);
+}
 
 constexpr std::int64_t kChunkCodes = 64;  ///< bytes of a stripe that are decoded at once: two tiles of each field
 constexpr std::int64_t kChunkSteps = kChunkCodes / kStepDepth;

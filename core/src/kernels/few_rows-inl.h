@@ -51,8 +51,6 @@ requires Dots::kIntegers struct SumsOf<Dots> {
   static constexpr bool kIntegers = true;
   using Sum = typename Dots::Sum;
 };
-QUANTO_INLINE FloatLanes as_floats(FloatLanes sums) { return sums; }
-QUANTO_INLINE FloatLanes as_floats(IntLanes sums) { return to_float(sums); }
 #if defined(__AVX2__)
 QUANTO_INLINE FloatLanes as_floats(SignedWords sums) { return to_float(Int8SmallQuads::sums_of_pairs((IntLanes)sums)); }
 #endif

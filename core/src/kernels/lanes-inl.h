@@ -377,6 +377,9 @@ inline float sum_lanes(FloatLanes v) {
 
 inline FloatLanes to_float(IntLanes v) { return __builtin_convertvector(v, FloatLanes); }
 inline IntLanes to_int(FloatLanes v) { return __builtin_convertvector(v, IntLanes); }
+/// Sums of either type.
+inline FloatLanes as_floats(FloatLanes sums) { return sums; }
+inline FloatLanes as_floats(IntLanes sums) { return to_float(sums); }
 
 #if defined(__AVX512F__)
 inline FloatLanes float16_lanes(WordLanes v) { return (FloatLanes)_mm512_cvtph_ps((__m256i)v); }

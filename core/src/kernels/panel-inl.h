@@ -34,7 +34,7 @@ struct DecodedPanel {
   static constexpr std::int64_t kBlockRows = kRowVectors * kLanes;
   static constexpr std::int64_t kChannels = 8 * kTile;
   /// Decoded at once, along K.
-  static constexpr std::int64_t kDepth = Step::kTiles ? 1024 : sizeof(typename Step::Code) == 4 ? 256 : 512;
+  static constexpr std::int64_t kDepth = sizeof(typename Step::Code) == 4 ? 256 : 1024;
   static constexpr std::int64_t kSquare = 32;  // channels and rows of what tiles multiply at once
   static constexpr std::int64_t kRows = Step::kTiles ? 576 : 512;
   /// From the sums of a channel to those of the next, not a power of two: their cache lines would share sets.
@@ -45,6 +45,7 @@ struct DecodedPanel {
   using Sum = typename Step::Sum;
   using Activation = typename Step::Activation;
   using Unit = PanelUnit<kChannels, kRows>;
+  using Factors = ChannelFactors<kChannels>;
 
   static const Activation* row(const MatmulArgs& a, std::int64_t m) {
     return static_cast<const Activation*>(a.x) + m * a.x_stride;
@@ -208,14 +209,14 @@ struct DecodedPanel {
     return a.w + (n * a.K + k) % (a.packed_rows * a.group_size);
   }
 
-  /// What some channels and a block of rows multiply: a run of steps that share their scales.
+  /// What some channels and a block of rows multiply: the steps of a piece, group by group.
   struct Run {
     const std::uint32_t* x;       ///< of the block
     const Code* w;                ///< of the first channel
-    std::int64_t steps;           ///< one or more
+    std::int64_t begin, end;      ///< of the piece along K
     float* sums;                  ///< of the first channel
-    const float* x_sums;          ///< of the block's rows, or null where the group's shift has been applied
-    const float* scales;          ///< of the first channel, and kChannels further its negated offset
+    const float* x_sums;          ///< of the block's rows and the first group
+    const float* scales;          ///< of the first group and channel, and kChannels further its negated offset
     const std::uint8_t* next;     ///< codes to fetch meanwhile, of the first channel, or null
     const std::uint32_t* next_x;  ///< activations to fetch meanwhile, or null
   };
@@ -226,8 +227,9 @@ struct DecodedPanel {
   /// With each tile a part of the activations that the next block multiplies.
   static constexpr std::int64_t kFetchedAtOnce = kFetchSteps * kBlockRows * kTile / kChannels;
 
+  /// The next `steps` steps of a run, one or more.
   template <int kC, int kV>
-  static QUANTO_INLINE void add_products(const MatmulArgs& a, const Run& r, Sum (&acc)[kC][kV]) {
+  static QUANTO_INLINE void add_products(const MatmulArgs& a, const Run& r, std::int64_t steps, Sum (&acc)[kC][kV]) {
     const auto* w = reinterpret_cast<const char*>(r.w);
     std::int64_t s = 0;
     do {
@@ -238,7 +240,7 @@ struct DecodedPanel {
         const std::uint32_t* next_x = r.next_x + s / kFetchSteps * kFetchedAtOnce;
         for (std::int64_t i = 0; i < kFetchedAtOnce; i += 16) __builtin_prefetch(next_x + i, 0, 2);
       }
-      const std::int64_t last = smaller(s + kFetchSteps, r.steps);
+      const std::int64_t last = smaller(s + kFetchSteps, steps);
       do {
         IntLanes rows[kV];
         QUANTO_UNROLL for (int v = 0; v < kV; ++v) rows[v] = load<IntLanes>(r.x + (s * kV + v) * kLanes, kLanes);
@@ -249,49 +251,85 @@ struct DecodedPanel {
           QUANTO_UNROLL for (int v = 0; v < kV; ++v) acc[c][v] = Step::multiply_add(weights, rows[v], acc[c][v]);
         }
       } while (++s < last);
-    } while (s < r.steps);
+    } while (s < steps);
   }
 
-  static FloatLanes as_floats(FloatLanes sums) { return sums; }
-  static FloatLanes as_floats(IntLanes sums) { return to_float(sums); }
+  /// Sums begin with what takes the centre of the codes out again.
+  static Sum start_of(const float* x_sums) {
+    if constexpr (kGrouped || Step::kCentre == 0) {
+      return Sum{};
+    } else {
+      return (Sum)((BitLanes)to_int(load<FloatLanes>(x_sums, kLanes)) * -std::uint32_t{Step::kCentre});
+    }
+  }
 
+  /// Sums are in memory between pieces only.
   template <int kC, int kV>
-  static void multiply_tile(const MatmulArgs& a, const Run& r) {
+  static QUANTO_INLINE void multiply_ungrouped_tile(const MatmulArgs& a, const Run& r) {
     Sum acc[kC][kV];
-    QUANTO_UNROLL for (int c = 0; c < kC; ++c) {
+    if (r.begin == 0) {
       QUANTO_UNROLL for (int v = 0; v < kV; ++v) {
-        acc[c][v] = kGrouped ? Sum{} : load<Sum>(r.sums + c * kSumsApart + v * kLanes, kLanes);
+        const Sum start = start_of(r.x_sums + v * kLanes);
+        QUANTO_UNROLL for (int c = 0; c < kC; ++c) acc[c][v] = start;
+      }
+    } else {
+      QUANTO_UNROLL for (int c = 0; c < kC; ++c) {
+        QUANTO_UNROLL for (int v = 0; v < kV; ++v) acc[c][v] = load<Sum>(r.sums + c * kSumsApart + v * kLanes, kLanes);
       }
     }
-    add_products<kC, kV>(a, r, acc);
-    FloatLanes x_sums[kV] = {};
-    if (kGrouped && r.x_sums != nullptr) {
-      QUANTO_UNROLL for (int v = 0; v < kV; ++v) x_sums[v] = load<FloatLanes>(r.x_sums + v * kLanes, kLanes);
-    }
+    add_products<kC, kV>(a, r, ceil_div(r.end - r.begin, Step::kStep), acc);
     QUANTO_UNROLL for (int c = 0; c < kC; ++c) {
-      QUANTO_UNROLL for (int v = 0; v < kV; ++v) {
-        float* at = r.sums + c * kSumsApart + v * kLanes;
-        if constexpr (kGrouped) {
-          const FloatLanes minus_offset = broadcast(r.scales[kChannels + c]);
-          const FloatLanes shifted = multiply_add(minus_offset, x_sums[v], load<FloatLanes>(at, kLanes));
-          store(at, multiply_add(broadcast(r.scales[c]), as_floats(acc[c][v]), shifted), kLanes);
-        } else {
-          store(at, acc[c][v], kLanes);
+      QUANTO_UNROLL for (int v = 0; v < kV; ++v) store(r.sums + c * kSumsApart + v * kLanes, acc[c][v], kLanes);
+    }
+  }
+
+  /// Sums are in the L1 cache between groups: all of a piece's follow each other.
+  template <int kC, int kV>
+  static QUANTO_INLINE void multiply_grouped_tile(const MatmulArgs& a, Run r) {
+    for (std::int64_t k = r.begin, group_end = round_up(r.begin + 1, a.group_size); k < r.end;) {
+      const std::int64_t end = smaller(group_end, r.end), steps = ceil_div(end - k, Step::kStep);
+      Sum acc[kC][kV] = {};
+      add_products<kC, kV>(a, r, steps, acc);
+      // Parts of a group after the first find its shift applied.
+      const bool first = k == group_end - a.group_size;
+      FloatLanes x_sums[kV] = {};
+      if (first) {
+        QUANTO_UNROLL for (int v = 0; v < kV; ++v) x_sums[v] = load<FloatLanes>(r.x_sums + v * kLanes, kLanes);
+      }
+      QUANTO_UNROLL for (int c = 0; c < kC; ++c) {
+        const FloatLanes scale = broadcast(r.scales[c]), minus_offset = broadcast(r.scales[kChannels + c]);
+        QUANTO_UNROLL for (int v = 0; v < kV; ++v) {
+          float* at = r.sums + c * kSumsApart + v * kLanes;
+          const FloatLanes before = k == 0 ? FloatLanes{} : load<FloatLanes>(at, kLanes);
+          store(at, multiply_add(scale, as_floats(acc[c][v]), multiply_add(minus_offset, x_sums[v], before)), kLanes);
         }
       }
+      r.x += steps * kV * kLanes;
+      r.w += end - k;
+      r.x_sums += kBlockRows;
+      r.scales += 2 * kChannels;
+      if (r.next != nullptr) r.next += end - k;
+      if (r.next_x != nullptr) r.next_x += steps * kBlockRows * kC / kChannels;
+      k = end;
+      group_end += a.group_size;
     }
   }
 
   template <int kC, int kV>
   static void multiply_tiles(const MatmulArgs& a, const Unit& u, Run r) {
     static_assert(kChannels % kC == 0);
+    const std::int64_t fetched = ceil_div(r.end - r.begin, Step::kStep) * kBlockRows * kC / kChannels;
     for (std::int64_t c = 0; c < u.channels; c += kC) {
-      multiply_tile<kC, kV>(a, r);
+      if constexpr (kGrouped) {
+        multiply_grouped_tile<kC, kV>(a, r);
+      } else {
+        multiply_ungrouped_tile<kC, kV>(a, r);
+      }
       r.w += kC * kCodes;
       r.sums += kC * kSumsApart;
       r.scales += kC;
       if (r.next != nullptr) r.next += kC * a.K;
-      if (r.next_x != nullptr) r.next_x += r.steps * kBlockRows * kC / kChannels;
+      if (r.next_x != nullptr) r.next_x += fetched;
     }
   }
 
@@ -310,24 +348,21 @@ struct DecodedPanel {
     }
   }
 
-  /// The last block of rows fetches what is unpacked next.
+  /// The last block of rows fetches what is unpacked next, and each block's sums are stored once they are complete.
   static void multiply_piece(const MatmulArgs& a, const Unit& u, const Prepared& prepared, const Piece& p,
-                             const Scratch& scratch) {
-    for (std::int64_t k = p.begin; k < p.end;) {
-      const std::int64_t group = kGrouped ? k / a.group_size : 0;
-      const std::int64_t k_end = kGrouped ? smaller((group + 1) * a.group_size, p.end) : p.end;
-      const bool first = k == group * a.group_size;
-      for (std::int64_t m = 0; m < u.rows; m += kBlockRows) {
-        const std::int64_t block = (u.m_begin + m) / kBlockRows;
-        const bool last = m + kBlockRows >= u.rows;
-        multiply_block(
-            a, u, prepared.width(block),
-            {prepared.lanes_at(block, k / Step::kStep), scratch.codes + (k - p.begin), ceil_div(k_end - k, Step::kStep),
-             scratch.sums + m, first ? prepared.sums_at(block, group) : nullptr, scratch.scales_of(group),
-             last && p.next != nullptr ? p.next + (k - p.begin) : nullptr,
-             last ? nullptr : prepared.lanes_at(block + 1, k / Step::kStep)});
-      }
-      k = k_end;
+                             const Factors& factors, const Scratch& scratch) {
+    const bool whole = p.begin == 0 && p.end == a.K;
+    const std::int64_t group = kGrouped ? p.begin / a.group_size : 0;
+    for (std::int64_t m = 0; m < u.rows; m += kBlockRows) {
+      const std::int64_t block = (u.m_begin + m) / kBlockRows;
+      const bool last = m + kBlockRows >= u.rows;
+      // Sums that nothing is added to later may lie where those of the block before were.
+      float* sums = scratch.sums + (whole ? 0 : m);
+      multiply_block(a, u, prepared.width(block),
+                     {prepared.lanes_at(block, p.begin / Step::kStep), scratch.codes, p.begin, p.end, sums,
+                      kHasSums ? prepared.sums_at(block, group) : nullptr, scratch.scales_of(group),
+                      last ? p.next : nullptr, last ? nullptr : prepared.lanes_at(block + 1, p.begin / Step::kStep)});
+      if (p.end == a.K) store_sums(a, u, factors, m, smaller(kBlockRows, u.rows - m), sums);
     }
   }
 
@@ -379,31 +414,31 @@ struct DecodedPanel {
     }
   }
 
-  /// Sums begin with what takes the centre of the codes out again.
   static void start_sums(const Unit& u, const Prepared& prepared, float* sums) {
     for (std::int64_t m = 0; m < u.rows; m += kLanes) {
-      Sum start{};
-      if constexpr (!kGrouped && Step::kCentre != 0) {
-        const std::int64_t row = u.m_begin + m;
-        const float* x_sums = prepared.sums_at(row / kBlockRows, 0) + row % kBlockRows;
-        start = (Sum)((BitLanes)to_int(load<FloatLanes>(x_sums, kLanes)) * -std::uint32_t{Step::kCentre});
-      }
+      const std::int64_t row = u.m_begin + m;
+      const Sum start = start_of(kHasSums ? prepared.sums_at(row / kBlockRows, 0) + row % kBlockRows : nullptr);
       for (std::int64_t c = 0; c < kChannels; ++c) store(sums + c * kSumsApart + m, start, kLanes);
     }
   }
 
-  static void sums_to_floats(const Unit& u, float* sums) {
-    for (std::int64_t c = 0; c < u.channels; ++c) {
-      for (std::int64_t m = 0; m < u.rows; m += kLanes) {
-        float* at = sums + c * kSumsApart + m;
-        store(at, as_floats(load<Sum>(at, kLanes)), kLanes);
-      }
+  /// Sums of groups are floats and scaled; others are of Step's type.
+  static void store_sums(const MatmulArgs& a, const Unit& u, const Factors& factors, std::int64_t m, std::int64_t rows,
+                         const float* sums) {
+    const auto store_as = [&](auto type) {
+      store_rows<decltype(type), kSumsApart>(a, factors, u.n_begin, u.channels, u.m_begin + m, rows, sums);
+    };
+    if constexpr (kGrouped) {
+      store_as(FloatLanes{});
+    } else {
+      store_as(Sum{});
     }
   }
 
   static void run_unit(const MatmulArgs& a, const Unit& u, const Unit* next, const Prepared& prepared,
                        const Scratch& scratch) {
-    start_sums(u, prepared, scratch.sums);
+    const Factors factors(a, u.n_begin, u.channels, is_affine_qtype(kQType));
+    if constexpr (Step::kTiles) start_sums(u, prepared, scratch.sums);
     if constexpr (kGrouped) read_scales(a, u, scratch);
     // Channels that the weight does not have are multiplied all the same.
     __builtin_memset(scratch.codes + u.channels * kCodes, 0,
@@ -424,12 +459,11 @@ struct DecodedPanel {
       if constexpr (Step::kTiles) {
         multiply_piece_in_tiles(a, u, prepared, piece, scratch);
       } else {
-        multiply_piece(a, u, prepared, piece, scratch);
+        multiply_piece(a, u, prepared, piece, factors, scratch);
       }
       k = end;
     }
-    if constexpr (!kGrouped && Step::kIntegers) sums_to_floats(u, scratch.sums);
-    store_unit<is_affine_qtype(kQType), kSumsApart>(a, u, scratch.sums);
+    if constexpr (Step::kTiles) store_sums(a, u, factors, 0, u.rows, scratch.sums);
   }
 
   /// Codes that tiles multiply next, from memory to the L2 cache.
@@ -441,9 +475,10 @@ struct DecodedPanel {
     const Scratch scratch(memory);
     const Prepared prepared(a);
     [[maybe_unused]] const typename Step::Scope scope;
+    const std::int64_t units = Unit::count(a);
     for (std::int64_t unit = begin; unit < end; ++unit) {
-      const Unit next(a, unit + 1);
-      run_unit(a, Unit(a, unit), unit + 1 < end ? &next : nullptr, prepared, scratch);
+      const Unit next(a, unit + 1);  // mostly this thread's too, even if it is not told yet
+      run_unit(a, Unit(a, unit), unit + 1 < units ? &next : nullptr, prepared, scratch);
     }
   }
 

@@ -43,6 +43,63 @@ inline void transpose(BitLanes (&rows)[kLanes]) {
   transpose_16x16(lanes);
   __builtin_memcpy(rows, lanes, sizeof(lanes));
 }
+
+/// The 16-bit words of a lane of each vector, vector after vector: row r has two of each lane r.
+inline void transpose_words(const BitLanes (&pairs)[kLanes / 2], WordLanes (&rows)[kLanes]) {
+  __m512i t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {
+    t[i] = _mm512_unpacklo_epi32((__m512i)pairs[i], (__m512i)pairs[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32((__m512i)pairs[i], (__m512i)pairs[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {  // u[i + k]: of rows k, k + 4, k + 8, k + 12, vectors i to i + 3
+    u[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    u[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    u[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    u[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  for (int k = 0; k < 4; ++k) {
+    const __m512i a = _mm512_permutex2var_epi64(u[k], low, u[4 + k]);
+    const __m512i b = _mm512_permutex2var_epi64(u[k], high, u[4 + k]);
+    rows[k] = (WordLanes)_mm512_castsi512_si256(a);
+    rows[4 + k] = (WordLanes)_mm512_extracti64x4_epi64(a, 1);
+    rows[8 + k] = (WordLanes)_mm512_castsi512_si256(b);
+    rows[12 + k] = (WordLanes)_mm512_extracti64x4_epi64(b, 1);
+  }
+}
+#elif defined(__AVX2__)
+/// What a square is transposed from: of rows k and k + 4 in the two halves of vector k, four vectors of lanes.
+inline void transpose_4x8(const BitLanes* lanes, __m256i (&out)[4]) {
+  const __m256i ab_low = _mm256_unpacklo_epi32((__m256i)lanes[0], (__m256i)lanes[1]);
+  const __m256i ab_high = _mm256_unpackhi_epi32((__m256i)lanes[0], (__m256i)lanes[1]);
+  const __m256i cd_low = _mm256_unpacklo_epi32((__m256i)lanes[2], (__m256i)lanes[3]);
+  const __m256i cd_high = _mm256_unpackhi_epi32((__m256i)lanes[2], (__m256i)lanes[3]);
+  out[0] = _mm256_unpacklo_epi64(ab_low, cd_low);
+  out[1] = _mm256_unpackhi_epi64(ab_low, cd_low);
+  out[2] = _mm256_unpacklo_epi64(ab_high, cd_high);
+  out[3] = _mm256_unpackhi_epi64(ab_high, cd_high);
+}
+
+/// Lane i of vector j becomes lane j of vector i.
+inline void transpose(BitLanes (&rows)[kLanes]) {
+  __m256i first[4], second[4];
+  transpose_4x8(rows, first);
+  transpose_4x8(rows + 4, second);
+  for (int k = 0; k < 4; ++k) {
+    rows[k] = (BitLanes)_mm256_permute2x128_si256(first[k], second[k], 0x20);
+    rows[4 + k] = (BitLanes)_mm256_permute2x128_si256(first[k], second[k], 0x31);
+  }
+}
+
+/// The 16-bit words of a lane of each vector, vector after vector: row r has two of each lane r.
+inline void transpose_words(const BitLanes (&pairs)[kLanes / 2], WordLanes (&rows)[kLanes]) {
+  __m256i halves[4];
+  transpose_4x8(pairs, halves);
+  for (int k = 0; k < 4; ++k) {
+    rows[k] = (WordLanes)_mm256_castsi256_si128(halves[k]);
+    rows[4 + k] = (WordLanes)_mm256_extracti128_si256(halves[k], 1);
+  }
+}
 #else
 /// Lane i of vector j becomes lane j of vector i.
 inline void transpose(BitLanes (&rows)[kLanes]) {
@@ -52,6 +109,16 @@ inline void transpose(BitLanes (&rows)[kLanes]) {
     for (int j = 0; j < kLanes; ++j) out[i][j] = in[j][i];
   }
   __builtin_memcpy(rows, out, sizeof(out));
+}
+
+/// The 16-bit words of a lane of each vector, vector after vector: row r has two of each lane r.
+inline void transpose_words(const BitLanes (&pairs)[kLanes / 2], WordLanes (&rows)[kLanes]) {
+  for (int r = 0; r < kLanes; ++r) {
+    for (int i = 0; i < kLanes / 2; ++i) {
+      rows[r][2 * i] = static_cast<std::uint16_t>(pairs[i][r]);
+      rows[r][2 * i + 1] = static_cast<std::uint16_t>(pairs[i][r] >> 16);
+    }
+  }
 }
 #endif
 
