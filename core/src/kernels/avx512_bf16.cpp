@@ -17,7 +17,7 @@ constexpr std::int64_t kFewestInt8PanelRows = 13;
 constexpr std::int64_t kMostLookedUpRows = 26;  // before the panel of avx512.cpp
 // From where channels are better the lanes of vectors than neighbours along K are: of bfloat16 activations by the bits
 // of codes, and of those that meet float8 codes that are looked up.
-constexpr std::int64_t fewest_lane_rows(int bits) { return bits == 8 ? 7 : bits == 4 ? 5 : 3; }
+constexpr std::int64_t fewest_lane_rows(int bits) { return bits == 8 ? 7 : bits == 4 ? 4 : 3; }
 constexpr std::int64_t kFewestLookedUpLaneRows = 5;
 
 // Sums in registers: with 4 vectors of rows and a pair of weights they fill 32.

@@ -40,7 +40,7 @@ struct ChannelLanes {
   /// Bytes of each stripe that are transposed and multiplied with all rows before the next: their columns stay in the
   /// L1 cache, and memory is read in pieces long enough.
   static constexpr std::int64_t kSegment = 1024;
-  static constexpr int kMostSquares = kFields == 1 ? 2 : 1;  // packed codes have sums enough in one
+  static constexpr int kMostSquares = kFields <= 2 ? 2 : 1;  // codes of two bits have sums enough in one
 
   template <int kRows>
   static constexpr int kFieldsAtOnce = smaller(kFields, power_of_two_up_to(kSums / kRows));
@@ -122,9 +122,11 @@ struct ChannelLanes {
       count = smaller(squares * kLanes, stripe_count<Columns>(a) - first);
       squares = ceil_div(count, kLanes);
     }
-    /// Fewer where there are not many units for the threads to share.
+    /// As many as are multiplied at once. Fewer where there are not many units for the threads to share.
     static std::int64_t squares_each(const MatmulArgs& a) {
-      return stripe_count<Columns>(a) < 8 * kMostSquares * kLanes ? 1 : kMostSquares;
+      const auto sums = static_cast<int>(kSums / Prepared(a).each);
+      const int squares = smaller(kMostSquares, power_of_two_up_to(sums / smaller(kFields, power_of_two_up_to(sums))));
+      return stripe_count<Columns>(a) < 8 * squares * kLanes ? 1 : squares;
     }
     static std::int64_t count_of(const MatmulArgs& a) {
       return ceil_div(stripe_count<Columns>(a), squares_each(a) * kLanes);
