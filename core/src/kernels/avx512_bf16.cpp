@@ -13,7 +13,7 @@ namespace {
 
 // From where a panel, which is for 16 or 32 rows, costs no more than few rows do.
 constexpr std::int64_t kFewestPanelRows = 23;
-constexpr std::int64_t kFewestInt8PanelRows = 13;
+constexpr std::int64_t kFewestInt8PanelRows = 10, kFewestPackedInt8PanelRows = 13;
 constexpr std::int64_t kMostLookedUpRows = 26;  // before the panel of avx512.cpp
 // From where channels are better the lanes of vectors than neighbours along K are: of bfloat16 activations by the bits
 // of codes, and of those that meet float8 codes that are looked up.
@@ -49,10 +49,11 @@ struct Cell<kQType, true> {
   };
 };
 
-template <QType kQType>
+template <QType kQType,
+          std::int64_t kFewest = is_affine_qtype(kQType) ? kFewestPackedInt8PanelRows : kFewestInt8PanelRows>
 constexpr MatmulKernel kInt8Kernels[] = {
-    DecodedPanel<Int8Quads, kQType, kRowVectors, kTile, kFewestInt8PanelRows>::kKernel,
-    kFewRowsKernel<Int8QuadDots<kQType>, DType::float32, kFewestInt8PanelRows - 1>,
+    DecodedPanel<Int8Quads, kQType, kRowVectors, kTile, kFewest>::kKernel,
+    kFewRowsKernel<Int8QuadDots<kQType>, DType::float32, kFewest - 1>,
 };
 
 template <QType kQType>

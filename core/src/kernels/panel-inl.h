@@ -170,6 +170,18 @@ struct DecodedPanel {
     }
   }
 
+  /// The same of `count` channels of a unit from c on. Those that the weight does not have are multiplied all the same.
+  static void unpack_channels(const MatmulArgs& a, const Unit& u, std::int64_t c, std::int64_t count,
+                              std::int64_t begin, std::int64_t end, Code* out) {
+    for (std::int64_t i = c; i < c + count; ++i, out += kCodes) {
+      if (i < u.channels) {
+        unpack_codes(a, u.n_begin + i, begin, end, out);
+      } else {
+        __builtin_memset(out, 0, kCodes * sizeof(Code));
+      }
+    }
+  }
+
   /// The scales of all groups of a unit: groups are neighbours in memory, here channels are. Missing ones are zeros.
   static void read_scales(const MatmulArgs& a, const Unit& u, const Scratch& scratch) {
     static_assert(kChannels % kLanes == 0);
@@ -211,13 +223,14 @@ struct DecodedPanel {
 
   /// What some channels and a block of rows multiply: the steps of a piece, group by group.
   struct Run {
-    const std::uint32_t* x;       ///< of the block
-    const Code* w;                ///< of the first channel
-    std::int64_t begin, end;      ///< of the piece along K
-    float* sums;                  ///< of the first channel
-    const float* x_sums;          ///< of the block's rows and the first group
-    const float* scales;          ///< of the first group and channel, and kChannels further its negated offset
-    const std::uint8_t* next;     ///< codes to fetch meanwhile, of the first channel, or null
+    const std::uint32_t* x;    ///< of the block
+    const Code* w;             ///< of the first channel
+    Code* unpacked;            ///< where the codes of each tile are unpacked first, as w, or null: they all have been
+    std::int64_t begin, end;   ///< of the piece along K
+    float* sums;               ///< of the first channel
+    const float* x_sums;       ///< of the block's rows and the first group
+    const float* scales;       ///< of the first group and channel, and kChannels further its negated offset
+    const std::uint8_t* next;  ///< codes to fetch meanwhile, of the first channel, or null
     const std::uint32_t* next_x;  ///< activations to fetch meanwhile, or null
   };
 
@@ -320,12 +333,13 @@ struct DecodedPanel {
     static_assert(kChannels % kC == 0);
     const std::int64_t fetched = ceil_div(r.end - r.begin, Step::kStep) * kBlockRows * kC / kChannels;
     for (std::int64_t c = 0; c < u.channels; c += kC) {
+      if (r.unpacked != nullptr) unpack_channels(a, u, c, kC, r.begin, r.end, r.unpacked);
       if constexpr (kGrouped) {
         multiply_grouped_tile<kC, kV>(a, r);
       } else {
         multiply_ungrouped_tile<kC, kV>(a, r);
       }
-      r.w += kC * kCodes;
+      if (r.unpacked == nullptr) r.w += kC * kCodes;
       r.sums += kC * kSumsApart;
       r.scales += kC;
       if (r.next != nullptr) r.next += kC * a.K;
@@ -352,6 +366,9 @@ struct DecodedPanel {
   static void multiply_piece(const MatmulArgs& a, const Unit& u, const Prepared& prepared, const Piece& p,
                              const Factors& factors, const Scratch& scratch) {
     const bool whole = p.begin == 0 && p.end == a.K;
+    // What a single block multiplies once need not leave the L1 cache: a tile's codes are unpacked just before.
+    Code* unpacked = u.rows <= kBlockRows ? scratch.codes : nullptr;
+    if (unpacked == nullptr) unpack_channels(a, u, 0, kChannels, p.begin, p.end, scratch.codes);
     const std::int64_t group = kGrouped ? p.begin / a.group_size : 0;
     for (std::int64_t m = 0; m < u.rows; m += kBlockRows) {
       const std::int64_t block = (u.m_begin + m) / kBlockRows;
@@ -359,7 +376,7 @@ struct DecodedPanel {
       // Sums that nothing is added to later may lie where those of the block before were.
       float* sums = scratch.sums + (whole ? 0 : m);
       multiply_block(a, u, prepared.width(block),
-                     {prepared.lanes_at(block, p.begin / Step::kStep), scratch.codes, p.begin, p.end, sums,
+                     {prepared.lanes_at(block, p.begin / Step::kStep), scratch.codes, unpacked, p.begin, p.end, sums,
                       kHasSums ? prepared.sums_at(block, group) : nullptr, scratch.scales_of(group),
                       last ? p.next : nullptr, last ? nullptr : prepared.lanes_at(block + 1, p.begin / Step::kStep)});
       if (p.end == a.K) store_sums(a, u, factors, m, smaller(kBlockRows, u.rows - m), sums);
@@ -440,9 +457,6 @@ struct DecodedPanel {
     const Factors factors(a, u.n_begin, u.channels, is_affine_qtype(kQType));
     if constexpr (Step::kTiles) start_sums(u, prepared, scratch.sums);
     if constexpr (kGrouped) read_scales(a, u, scratch);
-    // Channels that the weight does not have are multiplied all the same.
-    __builtin_memset(scratch.codes + u.channels * kCodes, 0,
-                     static_cast<std::size_t>((kChannels - u.channels) * kCodes) * sizeof(Code));
     const std::int64_t depth = piece_depth(a);
     for (std::int64_t k = 0; k < a.K;) {
       // Parts of a group end where it does.
@@ -452,11 +466,11 @@ struct DecodedPanel {
                         end < a.K         ? codes_at(a, u.n_begin, end)
                         : next != nullptr ? codes_at(a, next->n_begin, 0)
                                           : nullptr};
-      for (std::int64_t c = 0; c < u.channels; ++c) {
-        unpack_codes(a, u.n_begin + c, k, end, scratch.codes + c * kCodes);
-        if constexpr (Step::kTiles && !kGrouped) fetch(a.w + (u.n_begin + c) * a.K + end, smaller(kDepth, a.K - end));
-      }
       if constexpr (Step::kTiles) {
+        unpack_channels(a, u, 0, kChannels, k, end, scratch.codes);
+        for (std::int64_t c = 0; !kGrouped && c < u.channels; ++c) {
+          fetch(a.w + (u.n_begin + c) * a.K + end, smaller(kDepth, a.K - end));
+        }
         multiply_piece_in_tiles(a, u, prepared, piece, scratch);
       } else {
         multiply_piece(a, u, prepared, piece, factors, scratch);
