@@ -15,6 +15,8 @@ namespace {
 constexpr std::int64_t kFewestPanelRows = 23;
 constexpr std::int64_t kFewestInt8PanelRows = 10, kFewestPackedInt8PanelRows = 13;
 constexpr std::int64_t kMostLookedUpRows = 26;  // before the panel of avx512.cpp
+// Up to where channels in lanes, blocks of 12 rows, cost no more than a panel, which is for 16, 32, 48 or 64.
+constexpr std::int64_t kMostLaneRows = 48;
 // From where channels are better the lanes of vectors than neighbours along K are: of bfloat16 activations by the bits
 // of codes, and of those that meet float8 codes that are looked up.
 constexpr std::int64_t fewest_lane_rows(int bits) { return bits == 8 ? 7 : bits == 4 ? 4 : 3; }
@@ -29,21 +31,21 @@ constexpr MatmulKernel kBf16Panel =
 
 template <QType kQType>
 constexpr MatmulKernel kBf16Lanes =
-    ChannelLanes<Bf16Columns<kQType>, fewest_lane_rows(bits_of(kQType)), kFewestPanelRows - 1>::kKernel;
+    ChannelLanes<Bf16Columns<kQType>, fewest_lane_rows(bits_of(kQType)), kMostLaneRows>::kKernel;
 
 template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Panel<kQType>,
       kBf16Lanes<kQType>,
+      kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
   };
 };
 template <QType kQType>
 struct Cell<kQType, true> {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Panel<kQType>,
       kBf16Lanes<kQType>,
+      kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
       kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPanelRows - 1>,
   };
@@ -70,7 +72,7 @@ constexpr void fill_cell(KernelTable& table) {
 
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kLookedUpKernels[] = {
-    ChannelLanes<LookedUpColumns<kQType, kDType>, kFewestLookedUpLaneRows, kMostLookedUpRows>::kKernel,
+    ChannelLanes<LookedUpColumns<kQType, kDType>, kFewestLookedUpLaneRows, kMostLaneRows>::kKernel,
     kFewRowsKernel<LookedUpFloatDots<kQType>, kDType, kMostLookedUpRows>,
 };
 

@@ -46,15 +46,17 @@ struct Cell {
 constexpr std::int64_t fewest_lane_rows(QType qtype) {
   return qtype == QType::qint8 ? 7 : qtype == QType::qint4 ? 4 : 3;
 }
+/// Up to where, in blocks of 12 rows, they cost no more than a panel.
+constexpr std::int64_t kMostLaneRows = 48;
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kLanesKernel =
-    ChannelLanes<FloatColumns<kQType, kDType>, fewest_lane_rows(kQType), Simd::kFewestPanelRows - 1>::kKernel;
+    ChannelLanes<FloatColumns<kQType, kDType>, fewest_lane_rows(kQType), kMostLaneRows>::kKernel;
 
 template <DType kDType>
 struct Cell<QType::qint8, kDType, false> {
   static constexpr MatmulKernel kKernels[] = {
-      kPanelKernel<QType::qint8, kDType>,
       kLanesKernel<QType::qint8, kDType>,
+      kPanelKernel<QType::qint8, kDType>,
       kFewRowsKernel<FloatDots<QType::qint8>, kDType, Simd::kFewestPanelRows - 1>,
       kRowsKernel<QType::qint8, kDType>,
   };
@@ -62,8 +64,8 @@ struct Cell<QType::qint8, kDType, false> {
 template <QType kQType, DType kDType>
 struct Cell<kQType, kDType, true> {
   static constexpr MatmulKernel kKernels[] = {
-      kPanelKernel<kQType, kDType>,
       kLanesKernel<kQType, kDType>,
+      kPanelKernel<kQType, kDType>,
       kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
       kFewRowsKernel<OneField<FloatDots<kQType>>, kDType, Simd::kFewestPanelRows - 1>,
       kRowsKernel<kQType, kDType>,
