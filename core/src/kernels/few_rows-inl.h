@@ -33,10 +33,16 @@ namespace {
 constexpr int kSums = kVectorBytes == 64 ? 24 : 12;
 constexpr std::int64_t kRowsAtOnce = 12;
 constexpr std::int64_t kStripesPerUnit = 8;
-/// How far ahead of their use codes are fetched, in bytes of each stripe.
+/// How far ahead of their use codes are fetched: in bytes of each stripe, and for a single row of all stripes together.
 constexpr std::int64_t kFetchAhead = 1024;
-/// Whether instead codes of the next unit are, in the order of memory, as many as are multiplied. Several rows gain by
-/// it; but not where vectors are so wide and codes so large that few rows take no longer than memory does.
+constexpr std::int64_t kRowFetchAhead = 8192;
+/// The most bytes of stripes that are fetched in the order of memory while those before them meet a single row. The L1
+/// cache holds both beside the activations. Memory delivers up to 1.2 times as much that way as in turns from several
+/// places.
+constexpr std::int64_t kFetchedTogether = 16384;
+/// Whether codes of the next unit are fetched in the order of memory, as many as are multiplied, where rows are
+/// several. They gain by it; but not where vectors are so wide and codes so large that few rows take no longer than
+/// memory does.
 template <class Dots, int kRows>
 constexpr bool kFetchesInOrder = kRows > 1 && (kVectorBytes < 64 || is_affine_qtype(Dots::kQType));
 
@@ -208,6 +214,7 @@ struct FewRowsBlock {
   std::int64_t m;
   std::int64_t k, depth;  ///< whole chunks, at most segment_depth()
   int field;              ///< that the codes are in, of OneField
+  bool whole;             ///< no other segment of K comes before `next`
 
   FewRowsBlock from_stripe(std::int64_t s) const {
     FewRowsBlock block = *this;
@@ -217,6 +224,27 @@ struct FewRowsBlock {
     return block;
   }
 };
+
+/// Where the scales of some stripes are, in the scratch memory of a unit. Addresses are made as they are needed: all of
+/// them would fill the registers and then the stack.
+template <int kStripes>
+struct UnitScales {
+  const float* of_stripe[kStripes];
+  std::int64_t field_step;
+
+  UnitScales(const float* first, std::int64_t groups) : field_step(kStripesPerUnit * groups) {
+    for (int s = 0; s < kStripes; ++s) of_stripe[s] = first + s * groups;
+  }
+  QUANTO_INLINE const float* of(int s, int f, std::int64_t j) const {
+    std::int64_t step = field_step;
+    asm("" : "+r"(step));
+    return of_stripe[s] + j + f * step;
+  }
+};
+
+/// Whether registers hold the totals of groups beside so many sums.
+template <int kCount>
+constexpr bool kHoldsTotals = 3 * kCount <= kSums;
 
 /// Sums of products in registers.
 template <class Dots, int kStripes, int kFirst, int kFields, int kRows>
@@ -298,18 +326,22 @@ struct BlockSums {
   /// The chunks of [begin, end), counted from the block's first code on; `x` is that of `begin`.
   QUANTO_INLINE void add_chunks(const FewRowsBlock& block, std::int64_t begin, std::int64_t end,
                                 const typename Dots::X* x) {
-    const std::int64_t ahead = smaller(kFetchAhead, block.depth);
+    const std::int64_t ahead = smaller(kRows == 1 ? kRowFetchAhead / kStripes : kFetchAhead, block.depth);
+    // A single row reads codes once: kept out of the outer caches, they leave there what the rest of a model works
+    // with. Decoding a small language model takes a fifth less time so.
+    constexpr int kLocality = kRows == 1 ? 0 : 3;
+    const bool in_order = kRows == 1 && block.whole && block.depth * kStripes <= kFetchedTogether;
     for (std::int64_t i = begin; i < end; i += Dots::kChunk, x += kRows * Dots::kVectors) {
       if constexpr (kFirst == 0 && kFetchesInOrder<Dots, kRows>) {
         const std::uint8_t* fetched = block.later + i * kStripes;
         QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * Dots::kChunk, 0, 3);
       } else if constexpr (kFirst == 0) {
         const std::int64_t k = i + ahead;
-        const std::uint8_t* fetched = k < block.depth ? block.codes + k : block.next + (k - block.depth);
-        // A single row reads codes once: kept out of the outer caches, they leave there what the rest of a model works
-        // with. Decoding a small language model takes a fifth less time so.
-        constexpr int kLocality = kRows == 1 ? 0 : 3;
-        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * block.apart, 0, kLocality);
+        const std::uint8_t* fetched = in_order          ? block.next + kStripes * i
+                                      : k < block.depth ? block.codes + k
+                                                        : block.next + (k - block.depth);
+        const std::int64_t apart = in_order ? Dots::kChunk : block.apart;
+        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * apart, 0, kLocality);
       }
       add_chunk(block, i, x);
     }
@@ -338,26 +370,26 @@ __attribute__((noinline)) void multiply_block(const MatmulArgs& a, const FewRows
     }
     return;
   }
-  const float* scales[kStripes][kFields];
   const std::int64_t group_size = a.groups == 1 ? round_up(a.K, Dots::kChunk) : a.group_size;
   const std::int64_t first_group = block.k / group_size;
-  for (int st = 0; st < kStripes; ++st) {
-    for (int f = 0; f < kFields; ++f) scales[st][f] = scratch.scales_of(block.stripe + st, kFirst + f) + first_group;
-  }
+  const UnitScales<kStripes> scales(scratch.scales_of(block.stripe, kFirst) + first_group, scratch.groups);
   const auto multiply_groups = [&](auto& sums_of_groups) __attribute__((always_inline)) {
     const auto multiply_run = [&](std::int64_t k, std::int64_t run) __attribute__((always_inline)) {
       sums = Sums{};
       sums.add_chunks(block, k, k + run, x + k / Dots::kChunk * (kRows * Dots::kVectors));
     };
     const auto scale_by = [&](std::int64_t j) __attribute__((always_inline)) {
-      sums.add_scaled([&](int s, int f) { return broadcast(scales[s][f][j]); }, sums_of_groups);
+      sums.add_scaled([&](int s, int f) { return broadcast(*scales.of(s, f, j)); }, sums_of_groups);
     };
     // Lanes hold neighbouring codes, so the next group has the upper half of each vector; after the last one they hold
     // zeros, and what follows its scale is that of another channel.
     const auto scale_halves_by = [&](std::int64_t j) __attribute__((always_inline)) {
       const bool last = first_group + j + 1 == a.groups;
       sums.add_scaled(
-          [&](int s, int f) { return broadcast_halves(scales[s][f][j], last ? 0.0f : scales[s][f][j + 1]); },
+          [&](int s, int f) {
+            const float* scale = scales.of(s, f, j);
+            return broadcast_halves(scale[0], last ? 0.0f : scale[1]);
+          },
           sums_of_groups);
     };
     std::int64_t k = 0, j = 0;
@@ -391,7 +423,7 @@ __attribute__((noinline)) void multiply_block(const MatmulArgs& a, const FewRows
       k += run;
     }
   };
-  if constexpr (3 * kStripes * kFields * kRows <= kSums) {  // registers hold both
+  if constexpr (kHoldsTotals<kStripes * kFields * kRows>) {
     FloatLanes kept[kStripes][kFields][kRows];
     sums.for_each([&](int s, int f, int m, auto&) { kept[s][f][m] = totals[s][f][m]; });
     multiply_groups(kept);
@@ -402,12 +434,26 @@ __attribute__((noinline)) void multiply_block(const MatmulArgs& a, const FewRows
 }
 
 /// How the sums in registers are shared out: the fields of a byte first, then stripes.
-/// A single row wants all the streams of codes that there are: 8 stripes at once reach 1.5 times the bandwidth of one.
 constexpr int power_of_two_up_to(int most) { return most >= 8 ? 8 : most >= 4 ? 4 : most >= 2 ? 2 : 1; }
 template <class Dots, int kRows>
 constexpr int kFieldsAtOnce = smaller(Dots::kFields, power_of_two_up_to(kSums / kRows));
 template <class Dots, int kRows>
 constexpr int kStripesAtOnce = power_of_two_up_to(kSums / kRows / kFieldsAtOnce<Dots, kRows>);
+
+/// A single row meets as many stripes as are fetched in the order of memory and as registers hold totals for. Where
+/// neither can be, because K is large, memory is read from as many places as there may be: from 8 it delivers 1.5 times
+/// as much as from one.
+template <class Dots>
+constexpr int kFewStripes = kVectorBytes == 64 ? 4 / ceil_div(Dots::kFields, 2) : kStripesAtOnce<Dots, 1>;
+template <class Dots>
+constexpr int kManyStripes = Dots::kFields == 4 ? kFewStripes<Dots> : kStripesAtOnce<Dots, 1>;
+template <class Dots>
+QUANTO_INLINE std::int64_t stripes_of_row(const MatmulArgs& a) {
+  const std::int64_t most = kFetchedTogether / a.K;
+  const bool many =
+      most < kFewStripes<Dots> || (most >= kManyStripes<Dots> && kHoldsTotals<kManyStripes<Dots> * Dots::kFields>);
+  return many ? kManyStripes<Dots> : kFewStripes<Dots>;
+}
 
 /// All fields of some stripes, as many together as registers hold sums for.
 template <class Dots, int kStripes, int kRows, int kFirst = 0>
@@ -420,10 +466,9 @@ inline void multiply_fields(const MatmulArgs& a, const FewRowsBlock& block, cons
 }
 
 /// kRows rows with all stripes up to `last`.
-template <class Dots, int kRows>
+template <class Dots, int kRows, int kStripes = kRows == 1 ? kManyStripes<Dots> : kStripesAtOnce<Dots, kRows>>
 inline void multiply_stripes(const MatmulArgs& a, const FewRowsBlock& block, std::int64_t last,
                              const UnitScratch<Dots>& scratch) {
-  constexpr int kStripes = kStripesAtOnce<Dots, kRows>;
   for (std::int64_t s = block.stripe; s < last;) {
     FewRowsBlock part = block.from_stripe(s);
     const bool all = s + kStripes <= last;
@@ -439,6 +484,11 @@ inline void multiply_rest(const MatmulArgs& a, const FewRowsBlock& block, std::i
                           const UnitScratch<Dots>& scratch) {
   if constexpr (kRows > 0) {
     if constexpr (padded_block(kRows) == kRows) {
+      if constexpr (kRows == 1 && kFewStripes<Dots> != kManyStripes<Dots>) {
+        if (count == 1 && stripes_of_row<Dots>(a) == kFewStripes<Dots>) {
+          return multiply_stripes<Dots, 1, kFewStripes<Dots>>(a, block, last, scratch);
+        }
+      }
       if (count == kRows) return multiply_stripes<Dots, kRows>(a, block, last, scratch);
     }
     multiply_rest<Dots, kRows - 1>(a, block, last, count, scratch);
@@ -490,7 +540,8 @@ inline void multiply_stripe_range(const MatmulArgs& a, const StripeCodes& codes,
     const std::int64_t depth = smaller(segment, whole - k);
     const std::uint8_t* next = codes.first + (k + depth < whole ? k + depth : (end - begin) * a.K);
     const std::uint8_t* later = codes.first + (end - begin) * (a.K + k - codes.begin);
-    multiply_all_rows<Dots>(a, {codes.first + k, a.K, next, later, begin, 0, k, depth, codes.field}, end, scratch);
+    const bool all = depth == whole - codes.begin;
+    multiply_all_rows<Dots>(a, {codes.first + k, a.K, next, later, begin, 0, k, depth, codes.field, all}, end, scratch);
   }
   if (whole == codes.end) return;
   std::uint8_t rest[kStripesPerUnit * Dots::kChunk] = {};
@@ -498,7 +549,7 @@ inline void multiply_stripe_range(const MatmulArgs& a, const StripeCodes& codes,
     __builtin_memcpy(rest + (s - begin) * Dots::kChunk, codes.first + (s - begin) * a.K + whole,
                      static_cast<std::size_t>(codes.end - whole));
   }
-  multiply_all_rows<Dots>(a, {rest, Dots::kChunk, rest, rest, begin, 0, whole, Dots::kChunk, codes.field}, end,
+  multiply_all_rows<Dots>(a, {rest, Dots::kChunk, rest, rest, begin, 0, whole, Dots::kChunk, codes.field, false}, end,
                           scratch);
 }
 
@@ -708,7 +759,7 @@ void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
   const PreparedRows<Dots> rows(a);
   const UnitScratch<Dots> scratch(a, memory);
   // One row leaves the L1 cache to the weights, which are then best read straight through.
-  const std::int64_t together = a.M == 1 ? kStripesAtOnce<Dots, 1> : kStripesPerUnit;
+  const std::int64_t together = a.M == 1 ? stripes_of_row<Dots>(a) : kStripesPerUnit;
   for (std::int64_t unit = begin; unit < end; ++unit) {
     const std::int64_t first = unit * kStripesPerUnit;
     const std::int64_t count = smaller(kStripesPerUnit, stripe_count<Dots>(a) - first);
