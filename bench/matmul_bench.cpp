@@ -283,7 +283,7 @@ Measured measure(const Cell& c) {
   std::vector<double> seconds, reads;
   std::map<Arithmetic, std::vector<double>> peaks;
   while (seconds.size() < kFewestRounds || (seconds_since(start) < options.seconds && seconds.size() < kMostRounds)) {
-    reads.push_back(pool().measure_read());
+    reads.push_back(pool().measure_read(weights.bytes()));
     seconds.push_back(seconds_of(calls));
     for (const Arithmetic kind : kinds) peaks[kind].push_back(measure_peak(kind));
   }

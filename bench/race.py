@@ -184,7 +184,7 @@ class Race:
         start = time.perf_counter()
         while len(roofs) < 3 or (time.perf_counter() - start < self.options.seconds and len(roofs) < 50):
             time.sleep(_SPINNING)
-            roofs.append(self.roof.ask())
+            roofs.append(self.roof.ask(bytes=min(sizes.values())))
             for racer in rows:
                 answer = self._ask(racer, "run", M=M, calls=calls[racer])
                 rows[racer].failed = answer.get("failed", "")

@@ -147,9 +147,9 @@ std::string Pool::describe() const {
   return text;
 }
 
-double Pool::measure_read() {
+double Pool::measure_read(std::int64_t bytes) {
   constexpr std::int64_t kSlice = 256 * 1024;
-  const std::int64_t bytes = std::min(32 * kMegabyte, size_);
+  bytes = std::clamp(bytes, std::min(32 * kMegabyte, size_), size_) / kSlice * kSlice;
   if (next_ + bytes > size_) next_ = 0;
   const auto read = find_read();
   const auto start = std::chrono::steady_clock::now();

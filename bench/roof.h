@@ -36,8 +36,9 @@ class Pool {
   /// "3840 MB, 8.0 times the last-level cache of 480 MB", and why not more.
   std::string describe() const;
 
-  /// Bytes per second of reading the next 32 MB of the pool with all threads.
-  double measure_read();
+  /// Bytes per second of reading the next `bytes` of the pool, at least 32 MB, with all threads, each its own part: as
+  /// far apart as in a weight of that size, since threads that read neighbouring places may share one memory channel.
+  double measure_read(std::int64_t bytes);
 
  private:
   std::uint8_t* data_;
