@@ -36,10 +36,6 @@ constexpr std::int64_t kStripesPerUnit = 8;
 /// How far ahead of their use codes are fetched: in bytes of each stripe, and for a single row of all stripes together.
 constexpr std::int64_t kFetchAhead = 1024;
 constexpr std::int64_t kRowFetchAhead = 8192;
-/// The most bytes of stripes that are fetched in the order of memory while those before them meet a single row. The L1
-/// cache holds both beside the activations. Memory delivers up to 1.2 times as much that way as in turns from several
-/// places.
-constexpr std::int64_t kFetchedTogether = 16384;
 /// Whether codes of the next unit are fetched in the order of memory, as many as are multiplied, where rows are
 /// several. They gain by it; but not where vectors are so wide and codes so large that few rows take no longer than
 /// memory does.
@@ -214,7 +210,6 @@ struct FewRowsBlock {
   std::int64_t m;
   std::int64_t k, depth;  ///< whole chunks, at most segment_depth()
   int field;              ///< that the codes are in, of OneField
-  bool whole;             ///< no other segment of K comes before `next`
 
   FewRowsBlock from_stripe(std::int64_t s) const {
     FewRowsBlock block = *this;
@@ -330,18 +325,14 @@ struct BlockSums {
     // A single row reads codes once: kept out of the outer caches, they leave there what the rest of a model works
     // with. Decoding a small language model takes a fifth less time so.
     constexpr int kLocality = kRows == 1 ? 0 : 3;
-    const bool in_order = kRows == 1 && block.whole && block.depth * kStripes <= kFetchedTogether;
     for (std::int64_t i = begin; i < end; i += Dots::kChunk, x += kRows * Dots::kVectors) {
       if constexpr (kFirst == 0 && kFetchesInOrder<Dots, kRows>) {
         const std::uint8_t* fetched = block.later + i * kStripes;
         QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * Dots::kChunk, 0, 3);
       } else if constexpr (kFirst == 0) {
         const std::int64_t k = i + ahead;
-        const std::uint8_t* fetched = in_order          ? block.next + kStripes * i
-                                      : k < block.depth ? block.codes + k
-                                                        : block.next + (k - block.depth);
-        const std::int64_t apart = in_order ? Dots::kChunk : block.apart;
-        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * apart, 0, kLocality);
+        const std::uint8_t* fetched = k < block.depth ? block.codes + k : block.next + (k - block.depth);
+        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * block.apart, 0, kLocality);
       }
       add_chunk(block, i, x);
     }
@@ -433,27 +424,16 @@ __attribute__((noinline)) void multiply_block(const MatmulArgs& a, const FewRows
   }
 }
 
-/// How the sums in registers are shared out: the fields of a byte first, then stripes.
+/// How the sums in registers are shared out: the fields of a byte first, then stripes. A single row, which is read from
+/// memory faster the more places it comes from, leaves registers for the totals of groups all the same where there are
+/// 32: that takes 0.8 of the time where int4 or int2 weights are in a cache already.
 constexpr int power_of_two_up_to(int most) { return most >= 8 ? 8 : most >= 4 ? 4 : most >= 2 ? 2 : 1; }
 template <class Dots, int kRows>
 constexpr int kFieldsAtOnce = smaller(Dots::kFields, power_of_two_up_to(kSums / kRows));
 template <class Dots, int kRows>
-constexpr int kStripesAtOnce = power_of_two_up_to(kSums / kRows / kFieldsAtOnce<Dots, kRows>);
-
-/// A single row meets as many stripes as are fetched in the order of memory and as registers hold totals for. Where
-/// neither can be, because K is large, memory is read from as many places as there may be: from 8 it delivers 1.5 times
-/// as much as from one.
-template <class Dots>
-constexpr int kFewStripes = kVectorBytes == 64 ? 4 / ceil_div(Dots::kFields, 2) : kStripesAtOnce<Dots, 1>;
-template <class Dots>
-constexpr int kManyStripes = Dots::kFields == 4 ? kFewStripes<Dots> : kStripesAtOnce<Dots, 1>;
-template <class Dots>
-QUANTO_INLINE std::int64_t stripes_of_row(const MatmulArgs& a) {
-  const std::int64_t most = kFetchedTogether / a.K;
-  const bool many =
-      most < kFewStripes<Dots> || (most >= kManyStripes<Dots> && kHoldsTotals<kManyStripes<Dots> * Dots::kFields>);
-  return many ? kManyStripes<Dots> : kFewStripes<Dots>;
-}
+constexpr int kStripesAtOnce =
+    power_of_two_up_to(kSums / kRows / kFieldsAtOnce<Dots, kRows> /
+                       (kRows == 1 && is_affine_qtype(Dots::kQType) && kVectorBytes == 64 ? 3 : 1));
 
 /// All fields of some stripes, as many together as registers hold sums for.
 template <class Dots, int kStripes, int kRows, int kFirst = 0>
@@ -466,9 +446,10 @@ inline void multiply_fields(const MatmulArgs& a, const FewRowsBlock& block, cons
 }
 
 /// kRows rows with all stripes up to `last`.
-template <class Dots, int kRows, int kStripes = kRows == 1 ? kManyStripes<Dots> : kStripesAtOnce<Dots, kRows>>
+template <class Dots, int kRows>
 inline void multiply_stripes(const MatmulArgs& a, const FewRowsBlock& block, std::int64_t last,
                              const UnitScratch<Dots>& scratch) {
+  constexpr int kStripes = kStripesAtOnce<Dots, kRows>;
   for (std::int64_t s = block.stripe; s < last;) {
     FewRowsBlock part = block.from_stripe(s);
     const bool all = s + kStripes <= last;
@@ -484,11 +465,6 @@ inline void multiply_rest(const MatmulArgs& a, const FewRowsBlock& block, std::i
                           const UnitScratch<Dots>& scratch) {
   if constexpr (kRows > 0) {
     if constexpr (padded_block(kRows) == kRows) {
-      if constexpr (kRows == 1 && kFewStripes<Dots> != kManyStripes<Dots>) {
-        if (count == 1 && stripes_of_row<Dots>(a) == kFewStripes<Dots>) {
-          return multiply_stripes<Dots, 1, kFewStripes<Dots>>(a, block, last, scratch);
-        }
-      }
       if (count == kRows) return multiply_stripes<Dots, kRows>(a, block, last, scratch);
     }
     multiply_rest<Dots, kRows - 1>(a, block, last, count, scratch);
@@ -540,8 +516,7 @@ inline void multiply_stripe_range(const MatmulArgs& a, const StripeCodes& codes,
     const std::int64_t depth = smaller(segment, whole - k);
     const std::uint8_t* next = codes.first + (k + depth < whole ? k + depth : (end - begin) * a.K);
     const std::uint8_t* later = codes.first + (end - begin) * (a.K + k - codes.begin);
-    const bool all = depth == whole - codes.begin;
-    multiply_all_rows<Dots>(a, {codes.first + k, a.K, next, later, begin, 0, k, depth, codes.field, all}, end, scratch);
+    multiply_all_rows<Dots>(a, {codes.first + k, a.K, next, later, begin, 0, k, depth, codes.field}, end, scratch);
   }
   if (whole == codes.end) return;
   std::uint8_t rest[kStripesPerUnit * Dots::kChunk] = {};
@@ -549,7 +524,7 @@ inline void multiply_stripe_range(const MatmulArgs& a, const StripeCodes& codes,
     __builtin_memcpy(rest + (s - begin) * Dots::kChunk, codes.first + (s - begin) * a.K + whole,
                      static_cast<std::size_t>(codes.end - whole));
   }
-  multiply_all_rows<Dots>(a, {rest, Dots::kChunk, rest, rest, begin, 0, whole, Dots::kChunk, codes.field, false}, end,
+  multiply_all_rows<Dots>(a, {rest, Dots::kChunk, rest, rest, begin, 0, whole, Dots::kChunk, codes.field}, end,
                           scratch);
 }
 
@@ -759,7 +734,7 @@ void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
   const PreparedRows<Dots> rows(a);
   const UnitScratch<Dots> scratch(a, memory);
   // One row leaves the L1 cache to the weights, which are then best read straight through.
-  const std::int64_t together = a.M == 1 ? stripes_of_row<Dots>(a) : kStripesPerUnit;
+  const std::int64_t together = a.M == 1 ? kStripesAtOnce<Dots, 1> : kStripesPerUnit;
   for (std::int64_t unit = begin; unit < end; ++unit) {
     const std::int64_t first = unit * kStripesPerUnit;
     const std::int64_t count = smaller(kStripesPerUnit, stripe_count<Dots>(a) - first);
