@@ -136,10 +136,7 @@ void amx_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
 
 template <QType kQType, DType kDType>
 bool amx_serves_values(const MatmulArgs& a) {
-  const TileActivations prepared = tile_activations<kQType, kDType>(a);
-  bool plain = true;
-  for (std::int64_t m = 0; m < a.M; ++m) plain &= prepared.plain[m];
-  return plain;
+  return all_set(tile_activations<kQType, kDType>(a).plain, a.M);
 }
 
 }  // namespace

@@ -178,9 +178,7 @@ void amx_rows_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end)
 template <QType kQType, DType kDType>
 bool amx_rows_serves_values(const MatmulArgs& a) {
   const TileColumns prepared = tile_columns<kQType, kDType>(a);
-  bool plain = true;
-  for (std::int64_t block = 0; block < prepared.blocks; ++block) plain &= prepared.plain[block];
-  return plain;
+  return all_set(prepared.plain, prepared.blocks);
 }
 
 // Codes.

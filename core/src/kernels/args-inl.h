@@ -38,6 +38,13 @@ inline void store_output(const MatmulArgs& a, std::int64_t m, std::int64_t n, fl
   store_float(a.y, a.y_dtype, m * a.N + n, value);
 }
 
+/// Whether all of n flags are set.
+inline bool all_set(const bool* flags, std::int64_t n) {
+  bool all = true;
+  for (std::int64_t i = 0; i < n; ++i) all &= flags[i];
+  return all;
+}
+
 constexpr std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 constexpr std::int64_t round_up(std::int64_t a, std::int64_t b) { return ceil_div(a, b) * b; }

@@ -107,12 +107,7 @@ struct ChannelLanes {
     }
   }
 
-  static bool serves_values(const MatmulArgs& a) {
-    const Prepared p(a);
-    bool plain = true;
-    for (std::int64_t m = 0; m < a.M; ++m) plain &= p.plain[m];
-    return plain;
-  }
+  static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
 
   /// Some squares of stripes, the K bytes of the channels i, i + N / kFields, ...
   struct Unit {

@@ -157,10 +157,7 @@ void few_rows_prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end)
 template <class Dots>
 bool few_rows_serves_values(const MatmulArgs& a) {
   if constexpr (Dots::kTakesAllValues) return true;
-  const PreparedRows<Dots> rows(a);
-  bool plain = true;
-  for (std::int64_t m = 0; m < a.M; ++m) plain &= rows.plain[m];
-  return plain;
+  return all_set(PreparedRows<Dots>(a).plain, a.M);
 }
 
 /// A thread's memory: the sums of a unit, a vector for each (stripe, field, row), and its scales.

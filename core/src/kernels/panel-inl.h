@@ -122,12 +122,7 @@ struct DecodedPanel {
     }
   }
 
-  static bool serves_values(const MatmulArgs& a) {
-    const Prepared p(a);
-    bool plain = true;
-    for (std::int64_t m = 0; m < a.M; ++m) plain &= p.plain[m];
-    return plain;
-  }
+  static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
 
   /// A thread's memory: codes, a channel after the other, the sums of a unit, of Step's type until they are scaled, and
   /// its scales and negated offsets, group by group.
