@@ -28,15 +28,23 @@ struct Bf16Pairs : LaneSteps {
   static inline BitLanes load_activations(const std::uint16_t* x, std::int64_t count) {
     return (BitLanes)load_bf16(x, 0, count);
   }
-  static inline float sum_of(const std::uint16_t* x, std::int64_t count, bool& plain) {
-    __m512 sum = _mm512_setzero_ps();
-    for (std::int64_t k = 0; k < count; k += 32) {
-      const __m512i pairs = load_bf16(x, k, count - k);
-      plain &= all_plain(pairs);
-      sum = _mm512_add_ps(sum, pair_sums(pairs));
+  static constexpr std::int32_t kOnes = 0x3f803f80;
+
+  /// Plain are zeros and what lies between the smallest and the largest magnitude (see Bf16Dots).
+  struct Values {
+    __m512i largest = _mm512_setzero_si512(),
+            smallest_less_one = _mm512_set1_epi16(-1);  // zeros come out as the largest
+    void add(BitLanes lanes) {
+      const __m512i magnitude = _mm512_and_si512((__m512i)lanes, _mm512_set1_epi16(0x7fff));
+      largest = _mm512_max_epu16(largest, magnitude);
+      smallest_less_one = _mm512_min_epu16(smallest_less_one, _mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)));
     }
-    return sum_lanes((FloatLanes)sum);
-  }
+    bool plain() const {
+      const __m512i too_large = _mm512_set1_epi16(static_cast<short>(kLargestPlain >> 16));
+      const __m512i least = _mm512_set1_epi16(static_cast<short>((kSmallestPlain >> 16) - 1));
+      return (_mm512_cmpge_epu16_mask(largest, too_large) | _mm512_cmplt_epu16_mask(smallest_less_one, least)) == 0;
+    }
+  };
 
   /// Both write whole vectors.
   static inline void widen(const std::uint8_t* codes, std::int64_t count, Code* out) {

@@ -43,15 +43,17 @@ struct LaneSteps {
   using Sum = IntLanes;
   using Activation = std::int8_t;
 
-  /// The sum of activations that share a scale; clears `plain` if there are values that the step does not serve.
-  static inline float sum_of(const std::int8_t* x, std::int64_t count, bool& /*plain*/) {
-    return static_cast<float>(sum_of_codes(x, count));
-  }
+  /// Whether the lanes of activations that were added hold nothing but what the step serves.
+  struct Values {
+    void add(BitLanes /*lanes*/) {}
+    bool plain() const { return true; }
+  };
 };
 
 /// Two int16 numbers in a lane: what every instruction set multiplies.
 struct Int8Pairs : LaneSteps {
   static constexpr std::int64_t kStep = 2;
+  static constexpr std::int32_t kOnes = 0x00010001;  // a lane of codes that are 1
   using Code = std::int16_t;
   /// What is added to signed codes.
   static constexpr std::int32_t kCentre = 0;
@@ -92,6 +94,7 @@ struct Int8Pairs : LaneSteps {
 /// Four bytes in a lane, of packed codes, which are unsigned and so small that int16 holds two products.
 struct Int8SmallQuads : LaneSteps {
   static constexpr std::int64_t kStep = 4;
+  static constexpr std::int32_t kOnes = 0x01010101;
   using Code = std::uint8_t;
   static constexpr std::int32_t kCentre = 0;
 
@@ -142,6 +145,7 @@ struct TileOperands {
 /// codes with 128 added, whose products are the sum of the activations times 128.
 struct Int8Quads : LaneSteps {
   static constexpr std::int64_t kStep = 4;
+  static constexpr std::int32_t kOnes = 0x01010101;
   using Code = std::uint8_t;
   static constexpr std::int32_t kCentre = 128;
 

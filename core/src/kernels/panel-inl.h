@@ -52,8 +52,8 @@ struct DecodedPanel {
   }
 
   /// What prepare() leaves for run(): the lanes of a block of rows beside each other, step by step; the sums of the
-  /// activations of their groups as floats, which hold those of integers exactly; and whether a row's activations are
-  /// values that Step serves. Missing rows and codes are zeros.
+  /// activations of their groups as floats, which hold those of integers exactly; and whether the kLanes rows that a
+  /// row is prepared with are values that Step serves. Missing rows and codes are zeros.
   struct Prepared {
     std::uint32_t* lanes;
     float* sums;
@@ -84,41 +84,69 @@ struct DecodedPanel {
 
   static std::size_t workspace_bytes(const MatmulArgs& a) { return Prepared(a).bytes(); }
 
-  /// kLanes rows from m on and as many steps from `step` on.
+  /// kLanes rows from m on and as many steps from `step` on. What squares further on read is fetched meanwhile: rows
+  /// may each lie in a page of their own, where nothing else goes ahead.
   static void prepare_square(const MatmulArgs& a, const Prepared& p, std::int64_t m, std::int64_t step) {
+    constexpr std::int64_t kWidth = kLanes * Step::kStep, kAhead = 4 * kWidth;
     BitLanes rows[kLanes];
     const std::int64_t k = step * Step::kStep;
-    for (std::int64_t r = 0; r < kLanes; ++r) {
-      rows[r] =
-          m + r < a.M ? Step::load_activations(row(a, m + r) + k, smaller(a.K - k, kLanes * Step::kStep)) : BitLanes{};
+    if (m + kLanes <= a.M && k + kWidth <= a.K) {
+      const Activation* from = row(a, m) + k;
+      QUANTO_UNROLL for (std::int64_t r = 0; r < kLanes; ++r) {
+        rows[r] = Step::load_activations(from + r * a.x_stride, kWidth);
+        __builtin_prefetch(from + r * a.x_stride + kAhead, 0, 2);
+      }
+    } else {
+      for (std::int64_t r = 0; r < kLanes; ++r) {
+        rows[r] = m + r < a.M ? Step::load_activations(row(a, m + r) + k, smaller(a.K - k, kWidth)) : BitLanes{};
+      }
     }
     transpose(rows);
     std::uint32_t* out = p.lanes_at(m / kBlockRows, step) + m % kBlockRows;
     const std::int64_t count = smaller(kLanes, p.steps - step), apart = p.width(m / kBlockRows);
-    for (std::int64_t s = 0; s < count; ++s) __builtin_memcpy(out + s * apart, &rows[s], sizeof(rows[s]));
-  }
-
-  /// The sums of row m, which may be a missing one, and whether it is plain.
-  static void summarize_row(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
-    float* sums = kHasSums ? p.sums_at(m / kBlockRows, 0) + m % kBlockRows : nullptr;
-    bool plain = true;
-    for (std::int64_t j = 0; j < a.groups; ++j) {
-      const float sum = m < a.M ? Step::sum_of(row(a, m) + j * a.group_size, a.group_size, plain) : 0.0f;
-      if constexpr (kHasSums) sums[j * kBlockRows] = sum;
+    if (count == kLanes) {
+      QUANTO_UNROLL for (std::int64_t s = 0; s < kLanes; ++s) store(out + s * apart, rows[s], kLanes);
+    } else {
+      for (std::int64_t s = 0; s < count; ++s) store(out + s * apart, rows[s], kLanes);
     }
-    p.plain[m] = plain;
   }
 
-  /// Squares of kLanes rows, each by whoever has its first one. Where rows have to be read from end to end too, that
-  /// comes first: it is fetched ahead, and squares find it in the cache.
+  /// From the lanes of kLanes rows from m on: the sums of their groups, and whether they are plain, each for all.
+  static void summarize(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
+    constexpr std::int64_t kSumsAtOnce = 4;  // additions need not wait for each other
+    const std::int64_t block = m / kBlockRows, apart = p.width(block);
+    const std::int64_t group_steps = ceil_div(a.group_size, Step::kStep);
+    const std::uint32_t* x = p.lanes_at(block, 0) + m % kBlockRows;
+    const IntLanes ones = broadcast_int(Step::kOnes);
+    typename Step::Values values;
+    for (std::int64_t j = 0; j < a.groups; ++j) {
+      Sum sums[kSumsAtOnce] = {};
+      const auto add = [&](Sum& sum) {
+        const auto lanes = load<IntLanes>(x, kLanes);
+        if constexpr (kHasSums) sum = Step::multiply_add(ones, lanes, sum);
+        values.add((BitLanes)lanes);
+        x += apart;
+      };
+      std::int64_t s = 0;
+      for (; s + kSumsAtOnce <= group_steps; s += kSumsAtOnce) {
+        QUANTO_UNROLL for (std::int64_t i = 0; i < kSumsAtOnce; ++i) add(sums[i]);
+      }
+      for (; s < group_steps; ++s) add(sums[0]);
+      if constexpr (kHasSums) {
+        store(p.sums_at(block, j) + m % kBlockRows,
+              (as_floats(sums[0]) + as_floats(sums[1])) + (as_floats(sums[2]) + as_floats(sums[3])), kLanes);
+      }
+    }
+    __builtin_memset(p.plain + m, values.plain(), kLanes);
+  }
+
+  /// Squares of kLanes rows, each by whoever has its first one.
   static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
     const Prepared p(a);
     const std::int64_t filled = end == a.M ? p.rows : end;
-    if constexpr (kHasSums || !Step::kTakesAllValues) {
-      for (std::int64_t m = begin; m < filled; ++m) summarize_row(a, p, m);
-    }
     for (std::int64_t m = round_up(begin, kLanes); m < filled; m += kLanes) {
       for (std::int64_t step = 0; step < p.steps; step += kLanes) prepare_square(a, p, m, step);
+      if constexpr (kHasSums || !Step::kTakesAllValues) summarize(a, p, m);
     }
   }
 
