@@ -30,12 +30,15 @@ constexpr std::int64_t serial_operations(Isa isa) {
   return 1 << (isa == Isa::portable ? 17 : isa == Isa::avx2 ? 18 : 19);
 }
 
-/// The prepared activations of one call. Those of many rows would be kept for ever, so they are freed with the call,
-/// which is long enough not to notice.
+// Rows that are prepared at once where there are more: those of a panel's block of rows, or a multiple of them.
+constexpr std::int64_t kBlockRows = 64;
+
+/// The prepared activations of one call. Up to a few megabytes are kept from call to call: meeting all their pages anew
+/// takes a third as long as 512 rows of a 1536 x 576 layer. More is freed with the call.
 class Workspace {
  public:
   explicit Workspace(std::size_t bytes) {
-    constexpr std::size_t kKept = 1 << 20;
+    constexpr std::size_t kKept = 4 << 20;
     thread_local GrowingBuffer kept;
     if (bytes > kKept) own_ = allocate(bytes);
     data_ = bytes > kKept ? own_.get() : kept.at_least(bytes);
@@ -127,8 +130,12 @@ void run(const kernels::Choice& choice, MatmulArgs& args) {
   const Workspace workspace(kernel.workspace_bytes(args));
   args.workspace = workspace.data();
   const bool serial = args.N <= kSerialWeights / args.K && args.M * args.N <= serial_operations(choice.isa) / args.K;
-  parallel_for(args.M, serial ? args.M : std::max<std::int64_t>(1, (1 << 16) / args.K),
-               [&](std::int64_t begin, std::int64_t end) { kernel.prepare(args, begin, end); });
+  args.threads = serial ? 1 : thread_count();
+  const std::int64_t block = args.M > kBlockRows ? kBlockRows : 1, blocks = (args.M + block - 1) / block;
+  parallel_for(blocks, serial ? blocks : std::max<std::int64_t>(1, (1 << 16) / args.K / block),
+               [&](std::int64_t begin, std::int64_t end) {
+                 kernel.prepare(args, begin * block, std::min(args.M, end * block));
+               });
   if (kernel.serves_values != nullptr && !kernel.serves_values(args)) {
     args.special_values = true;
     return run(kernels::choose_matmul(args), args);

@@ -44,7 +44,7 @@ struct DecodedPanel {
   using Code = typename Step::Code;
   using Sum = typename Step::Sum;
   using Activation = typename Step::Activation;
-  using Unit = PanelUnit<kChannels, kRows>;
+  using Unit = PanelUnit<kChannels>;
   using Factors = ChannelFactors<kChannels>;
 
   static const Activation* row(const MatmulArgs& a, std::int64_t m) {
@@ -508,14 +508,27 @@ struct DecodedPanel {
     for (std::int64_t i = 0; i < count; i += 64) __builtin_prefetch(codes + i, 0, 2);
   }
 
+  /// The rows of a unit: kRows, or fewer, so that each thread multiplies the rows that it has prepared, where those fit
+  /// its L2 cache. From another thread's cache they may come no faster than from memory. Where channels are many,
+  /// decoding them for fewer rows costs more than that.
+  static std::int64_t unit_rows(const MatmulArgs& a) {
+    constexpr std::int64_t kFewest = 256, kMostChannels = 1024;
+    constexpr std::int64_t kNearBytes = 832 << 10;
+    if (Step::kTiles || a.N > kMostChannels) return kRows;
+    const std::int64_t shares = round_up(ceil_div(a.M, kRows), a.threads);
+    const std::int64_t rows = round_up(ceil_div(a.M, shares), kBlockRows);
+    return rows >= kFewest && rows * Prepared(a).steps * 4 <= kNearBytes ? rows : kRows;
+  }
+  static std::int64_t unit_count(const MatmulArgs& a) { return Unit::count(a, unit_rows(a)); }
+
   static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
     const Scratch scratch(memory);
     const Prepared prepared(a);
     [[maybe_unused]] const typename Step::Scope scope;
-    const std::int64_t units = Unit::count(a);
+    const std::int64_t rows = unit_rows(a), units = Unit::count(a, rows);
     for (std::int64_t unit = begin; unit < end; ++unit) {
-      const Unit next(a, unit + 1);  // mostly this thread's too, even if it is not told yet
-      run_unit(a, Unit(a, unit), unit + 1 < units ? &next : nullptr, prepared, scratch);
+      const Unit next(a, rows, unit + 1);  // mostly this thread's too, even if it is not told yet
+      run_unit(a, Unit(a, rows, unit), unit + 1 < units ? &next : nullptr, prepared, scratch);
     }
   }
 
@@ -526,8 +539,8 @@ struct DecodedPanel {
   }
 
   static constexpr MatmulKernel kKernel = {
-      "panel",     supports, workspace_bytes, prepare, Step::kTakesAllValues ? nullptr : serves_values, scratch_bytes,
-      Unit::count, run};
+      "panel",    supports, workspace_bytes, prepare, Step::kTakesAllValues ? nullptr : serves_values, scratch_bytes,
+      unit_count, run};
 };
 
 }  // namespace

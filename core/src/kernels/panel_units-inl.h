@@ -15,21 +15,23 @@
 namespace quanto::kernels {
 namespace {
 
-/// One unit: up to kChannels channels and up to kRows rows.
-template <std::int64_t kChannels, std::int64_t kRows>
+/// One unit: up to kChannels channels and up to `most_rows` rows. All channels of some rows come before other rows.
+template <std::int64_t kChannels>
 struct PanelUnit {
   std::int64_t n_begin, channels;
   std::int64_t m_begin, rows;
 
-  PanelUnit(const MatmulArgs& a, std::int64_t unit) {
+  PanelUnit(const MatmulArgs& a, std::int64_t most_rows, std::int64_t unit) {
     const std::int64_t panels = ceil_div(a.N, kChannels);
     n_begin = unit % panels * kChannels;
     channels = smaller(kChannels, a.N - n_begin);
-    m_begin = unit / panels * kRows;
-    rows = smaller(kRows, a.M - m_begin);
+    m_begin = unit / panels * most_rows;
+    rows = smaller(most_rows, a.M - m_begin);
   }
 
-  static std::int64_t count(const MatmulArgs& a) { return ceil_div(a.N, kChannels) * ceil_div(a.M, kRows); }
+  static std::int64_t count(const MatmulArgs& a, std::int64_t most_rows) {
+    return ceil_div(a.N, kChannels) * ceil_div(a.M, most_rows);
+  }
 };
 
 /// What turns the sums of a unit's channels into results. Missing scales are 1, missing biases -0, which change
