@@ -466,7 +466,8 @@ struct DecodedPanel {
   static void store_sums(const MatmulArgs& a, const Unit& u, const Factors& factors, std::int64_t m, std::int64_t rows,
                          const float* sums) {
     const auto store_as = [&](auto type) {
-      store_rows<decltype(type), kSumsApart>(a, factors, u.n_begin, u.channels, u.m_begin + m, rows, sums);
+      store_rows<decltype(type), kSumsApart, is_affine_qtype(kQType)>(a, factors, u.n_begin, u.channels, u.m_begin + m,
+                                                                      rows, sums);
     };
     if constexpr (kGrouped) {
       store_as(FloatLanes{});

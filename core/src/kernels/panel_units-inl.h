@@ -52,7 +52,6 @@ struct ChannelFactors {
 
 /// The scales of `count` rows from m on, in the lanes.
 inline FloatLanes row_scales(const MatmulArgs& a, std::int64_t m, int count) {
-  if (a.row_scale == nullptr) return broadcast(1.0f);
   if (a.row_scale_step == 0) return broadcast(*a.row_scale);
   return load<FloatLanes>(a.row_scale + m, count);
 }
@@ -62,51 +61,96 @@ inline BitLanes encode_words(FloatLanes v) {
   return kDType == DType::bfloat16 ? encode_bfloat16(v) : widen(float16_words(v));
 }
 
+/// 16-bit results of two channels, those of the first in the low halves.
+template <DType kDType>
+inline BitLanes encode_pairs(FloatLanes first, FloatLanes second) {
+#if defined(__AVX512F__)
+  // encode_bfloat16 of both at once: the upper words, and one more where the lower ones are above the half, or on it
+  // and the upper one is odd.
+  if (kDType == DType::bfloat16 && _mm512_cmpunord_ps_mask((__m512)first, (__m512)second) == 0) {
+    const auto words_from = [&](std::uint32_t word) {
+      const BitLanes word_of_each = BitLanes{0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30} + word;
+      const __m512i order = (__m512i)(word_of_each | (word_of_each + 32) << 16);
+      return _mm512_permutex2var_epi16((__m512i)first, order, (__m512i)second);
+    };
+    const __m512i upper = words_from(1), lower = words_from(0), one = _mm512_set1_epi16(1);
+    const __m512i most = _mm512_sub_epi16(_mm512_set1_epi16(-0x8000), _mm512_and_si512(upper, one));
+    return (BitLanes)_mm512_mask_add_epi16(upper, _mm512_cmpgt_epu16_mask(lower, most), upper, one);
+  }
+#endif
+  return encode_words<kDType>(first) | encode_words<kDType>(second) << 16;
+}
+
+/// Stores the first `rows` of a square: row r at y + r * apart.
+template <class Row, class Chunk>
+inline void store_square(char* y, std::int64_t apart, const Row (&square)[kLanes], int rows, Chunk chunk) {
+  if (rows == kLanes) {
+    QUANTO_UNROLL for (int r = 0; r < kLanes; ++r) store(y + r * apart, square[r], chunk.count);
+  } else {
+    for (int r = 0; r < rows; ++r) store(y + r * apart, square[r], chunk.count);
+  }
+}
+
 /// Stores the results of some rows of a unit from their sums, those of a channel kApart floats after the one before. A
 /// square of rows and channels at a time, transposed: sums lie channel by channel, results row by row. 16-bit results
-/// are rounded first, so that there is half as much to transpose.
-template <DType kDType, class Sum, std::int64_t kApart, std::int64_t kChannels>
+/// are rounded first, so that there is half as much to transpose. `kScaled`: all scales of channels are 1; `kOfRows`:
+/// rows have scales of their own.
+template <DType kDType, class Sum, std::int64_t kApart, bool kScaled, bool kOfRows, std::int64_t kChannels>
 inline void store_rows_as(const MatmulArgs& a, const ChannelFactors<kChannels>& f, std::int64_t n,
                           std::int64_t channels, std::int64_t m, std::int64_t rows, const float* sums) {
   static_assert(kChannels % kLanes == 0);
   constexpr std::int64_t kSize = kDType == DType::float32 ? 4 : 2;
   for (std::int64_t first = 0; first < rows; first += kLanes) {
     const int count = static_cast<int>(smaller(kLanes, rows - first));
-    const FloatLanes of_rows = row_scales(a, m + first, count);
+    const FloatLanes of_rows = kOfRows ? row_scales(a, m + first, count) : FloatLanes{};
     for_chunks(channels, [&](std::int64_t c, auto chunk) {
       const auto result = [&](int i) {
-        const FloatLanes sum = as_floats(load<Sum>(sums + (c + i) * kApart + first, kLanes));
-        return sum * broadcast(f.scale[c + i]) * of_rows + broadcast(f.bias[c + i]);
+        FloatLanes value = as_floats(load<Sum>(sums + (c + i) * kApart + first, kLanes));
+        if constexpr (!kScaled) value *= broadcast(f.scale[c + i]);
+        if constexpr (kOfRows) value *= of_rows;
+        return value + broadcast(f.bias[c + i]);
       };
       char* y = static_cast<char*>(a.y) + ((m + first) * a.N + n + c) * kSize;
       if constexpr (kDType == DType::float32) {
         BitLanes square[kLanes];
         QUANTO_UNROLL for (int i = 0; i < kLanes; ++i) square[i] = (BitLanes)result(i);
         transpose(square);
-        for (int r = 0; r < count; ++r) store(y + r * a.N * kSize, square[r], chunk.count);
+        store_square(y, a.N * kSize, square, count, chunk);
       } else {
         BitLanes pairs[kLanes / 2];
         QUANTO_UNROLL for (int i = 0; i < kLanes / 2; ++i) {
-          pairs[i] = encode_words<kDType>(result(2 * i)) | encode_words<kDType>(result(2 * i + 1)) << 16;
+          pairs[i] = encode_pairs<kDType>(result(2 * i), result(2 * i + 1));
         }
         WordLanes of_row[kLanes];
         transpose_words(pairs, of_row);
-        for (int r = 0; r < count; ++r) store(y + r * a.N * kSize, of_row[r], chunk.count);
+        store_square(y, a.N * kSize, of_row, count, chunk);
       }
     });
   }
 }
 
-template <class Sum, std::int64_t kApart, std::int64_t kChannels>
+template <DType kType>
+struct OutputDType {
+  static constexpr DType kDType = kType;
+};
+
+template <class Sum, std::int64_t kApart, bool kScaled, std::int64_t kChannels>
 inline void store_rows(const MatmulArgs& a, const ChannelFactors<kChannels>& f, std::int64_t n, std::int64_t channels,
                        std::int64_t m, std::int64_t rows, const float* sums) {
+  const auto store_as = [&](auto dtype) {
+    constexpr DType kDType = decltype(dtype)::kDType;
+    if (a.row_scale != nullptr) {
+      return store_rows_as<kDType, Sum, kApart, kScaled, true>(a, f, n, channels, m, rows, sums);
+    }
+    return store_rows_as<kDType, Sum, kApart, kScaled, false>(a, f, n, channels, m, rows, sums);
+  };
   switch (a.y_dtype) {
     case DType::float32:
-      return store_rows_as<DType::float32, Sum, kApart>(a, f, n, channels, m, rows, sums);
+      return store_as(OutputDType<DType::float32>{});
     case DType::bfloat16:
-      return store_rows_as<DType::bfloat16, Sum, kApart>(a, f, n, channels, m, rows, sums);
+      return store_as(OutputDType<DType::bfloat16>{});
     case DType::float16:
-      return store_rows_as<DType::float16, Sum, kApart>(a, f, n, channels, m, rows, sums);
+      return store_as(OutputDType<DType::float16>{});
   }
 }
 
