@@ -7,6 +7,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include <stdexcept>
+#include <utility>
 
 #include "quanto/pack.h"
 #include "quanto/qtype.h"
@@ -83,9 +84,8 @@ void fail_value(const char* op, const std::string& what, const std::string& got,
 }
 
 std::vector<std::int64_t> sizes_of(const Tensor& t) {
-  std::vector<std::int64_t> sizes(static_cast<std::size_t>(t.dim()));
-  for (std::size_t i = 0; i < sizes.size(); ++i) sizes[i] = t.size(static_cast<std::int64_t>(i));
-  return sizes;
+  const auto sizes = t.sizes();
+  return {sizes.begin(), sizes.end()};
 }
 
 namespace {
@@ -192,7 +192,11 @@ Tensor empty(const std::vector<std::int64_t>& sizes, ScalarType dtype) {
     stride *= sizes[i] > 0 ? sizes[i] : 1;
   }
   Tensor t = empty_strided(sizes, strides, dtype);
-  prefer_huge_pages(t.data_ptr(), static_cast<std::size_t>(t.numel()) * t.element_size());
+  // Only what may be large is asked for its size: each question is a call.
+  constexpr std::size_t kLargestElement = 8;
+  if (static_cast<std::size_t>(stride) >= kMappedAnew / kLargestElement) {
+    prefer_huge_pages(t.data_ptr(), static_cast<std::size_t>(t.numel()) * t.element_size());
+  }
   return t;
 }
 
@@ -206,39 +210,40 @@ Tensor empty_strided(const std::vector<std::int64_t>& sizes, const std::vector<s
   return Tensor(handle);
 }
 
-Tensor as_contiguous(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+Tensor as_contiguous(Tensor t) { return t.is_contiguous() ? std::move(t) : torch::stable::contiguous(t); }
 
 namespace {
 
 /// The stride between rows if all leading dimensions can be walked with a single one.
 std::optional<std::int64_t> row_stride(const Tensor& t) {
-  const std::int64_t dims = t.dim();
-  if (t.size(dims - 1) > 1 && t.stride(dims - 1) != 1) return std::nullopt;
+  const auto sizes = t.sizes(), strides = t.strides();
+  const std::size_t last = sizes.size() - 1;
+  if (sizes[last] > 1 && strides[last] != 1) return std::nullopt;
   std::int64_t stride = 0;
   std::int64_t expected = 0;
-  for (std::int64_t d = dims - 2; d >= 0; --d) {
-    if (t.size(d) == 1) continue;
+  for (std::size_t d = last; d-- > 0;) {
+    if (sizes[d] == 1) continue;
     if (expected == 0) {
-      stride = t.stride(d);
-    } else if (t.stride(d) != expected) {
+      stride = strides[d];
+    } else if (strides[d] != expected) {
       return std::nullopt;
     }
-    expected = t.stride(d) * t.size(d);
+    expected = strides[d] * sizes[d];
     if (expected <= 0) return std::nullopt;
   }
-  return stride == 0 ? t.size(dims - 1) : stride;
+  return stride == 0 ? sizes[last] : stride;
 }
 
 }  // namespace
 
-Rows rows_of(const Tensor& t) {
+Rows rows_of(Tensor t) {
   const auto stride = row_stride(t);
-  if (stride.has_value()) return {t, *stride};
+  if (stride.has_value()) return {std::move(t), *stride};
   return {torch::stable::contiguous(t), t.size(t.dim() - 1)};
 }
 
-Tensor with_dtype(const Tensor& t, ScalarType dtype) {
-  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+Tensor with_dtype(Tensor t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? std::move(t) : torch::stable::to(t, dtype);
 }
 
 MatrixShape matrix_shape(const char* op, const std::vector<std::int64_t>& sizes, std::optional<std::int64_t> axis) {
@@ -288,18 +293,18 @@ Tensor grouped_base(const Tensor& base, const Grouping& g) {
   return out;
 }
 
-ShiftTensor shift_tensor(const char* op, const Tensor& shift, ScalarType scale_dtype, std::int64_t count) {
+ShiftTensor shift_tensor(const char* op, Tensor shift, ScalarType scale_dtype, std::int64_t count) {
   check_count(op, "shift", shift, count);
   const ScalarType dtype = shift.scalar_type();
   if (dtype == ScalarType::Byte || dtype == ScalarType::Char) {
-    Tensor dense = as_contiguous(shift);
+    Tensor dense = as_contiguous(std::move(shift));
     const void* data = dense.const_data_ptr();
-    return {dense, {data, ShiftKind::integer}};
+    return {std::move(dense), {data, ShiftKind::integer}};
   }
   float_dtype(op, "shift", shift);
-  Tensor dense = as_contiguous(with_dtype(shift, scale_dtype));
+  Tensor dense = as_contiguous(with_dtype(std::move(shift), scale_dtype));
   const void* data = dense.const_data_ptr();
-  return {dense, {data, ShiftKind::floating}};
+  return {std::move(dense), {data, ShiftKind::floating}};
 }
 
 void check_count(const char* op, const char* what, const Tensor& t, std::int64_t count) {

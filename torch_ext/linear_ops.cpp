@@ -1,4 +1,6 @@
 // Matrix multiplication with quantized weights: one operator call for a linear layer.
+#include <utility>
+
 #include "quanto/matmul.h"
 #include "quanto/qtype.h"
 #include "tensors.h"
@@ -15,21 +17,22 @@ struct LinearShape {
 };
 
 LinearShape linear_shape(const char* op, const Tensor& input, const WeightView& w) {
-  if (input.dim() == 0 || input.size(input.dim() - 1) != w.in_features) {
+  auto sizes = sizes_of(input);
+  if (sizes.empty() || sizes.back() != w.in_features) {
     fail(op, "input", shape_text(input), "a last dimension of " + std::to_string(w.in_features));
   }
-  auto sizes = sizes_of(input);
   std::int64_t count = 1;
   for (std::size_t i = 0; i + 1 < sizes.size(); ++i) count *= sizes[i];
   sizes.back() = w.out_features;
-  return {rows_of(input), count, sizes};
+  return {rows_of(input), count, std::move(sizes)};
 }
 
 Tensor linear(const char* op, const Tensor& input, const WeightView& w, const std::optional<Tensor>& bias) {
-  const DType dtype = float_dtype(op, "input", input);
+  const ScalarType type = input.scalar_type();
+  const DType dtype = float_dtype(op, "input", type);
   const LinearShape shape = linear_shape(op, input, w);
-  const auto b = bias_tensor(op, bias, w.out_features, input.scalar_type());
-  Tensor out = empty(shape.out_sizes, input.scalar_type());
+  const auto b = bias_tensor(op, bias, w.out_features, type);
+  Tensor out = empty(shape.out_sizes, type);
   matmul({shape.rows.tensor.const_data_ptr(), dtype, shape.count, shape.rows.stride}, w, data_or_null(b),
          out.mutable_data_ptr());
   return out;
@@ -58,9 +61,9 @@ Tensor linear_of_codes(const char* op, const Tensor& input, const std::optional<
   return out;
 }
 
-WeightTensors matrix_weight(const char* op, const char* what, const Tensor& data, const Tensor& scale) {
+WeightTensors matrix_weight(const char* op, const char* what, Tensor data, Tensor scale) {
   if (data.dim() != 2) fail(op, what, shape_text(data), "2 dimensions");
-  return qbytes_weight(op, data, scale);
+  return qbytes_weight(op, std::move(data), std::move(scale));
 }
 
 std::int64_t in_features(const char* op, const Tensor& input) {
@@ -70,21 +73,22 @@ std::int64_t in_features(const char* op, const Tensor& input) {
 
 Tensor linear_qbytes_op(Tensor input, Tensor data, Tensor scale, std::optional<Tensor> bias) {
   constexpr const char* kOp = "linear_qbytes";
-  return linear(kOp, input, matrix_weight(kOp, "data", data, scale).view, bias);
+  const WeightTensors w = matrix_weight(kOp, "data", std::move(data), std::move(scale));
+  return linear(kOp, input, w.view, bias);
 }
 
 Tensor linear_qbits_op(Tensor input, Tensor data, Tensor scale, Tensor shift, std::int64_t bits,
                        std::int64_t group_size, std::int64_t out_features, std::optional<Tensor> bias) {
   constexpr const char* kOp = "linear_qbits";
-  const WeightTensors w =
-      qbits_weight(kOp, data, scale, shift, bits, group_size, out_features, in_features(kOp, input));
+  const WeightTensors w = qbits_weight(kOp, std::move(data), std::move(scale), std::move(shift), bits, group_size,
+                                       out_features, in_features(kOp, input));
   return linear(kOp, input, w.view, bias);
 }
 
 Tensor linear_codes_qbytes_op(Tensor input, Tensor input_scale, Tensor data, Tensor scale, std::optional<Tensor> bias,
                               ScalarType dtype) {
   constexpr const char* kOp = "linear_codes_qbytes";
-  const WeightTensors w = matrix_weight(kOp, "data", data, scale);
+  const WeightTensors w = matrix_weight(kOp, "data", std::move(data), std::move(scale));
   return linear_of_codes(kOp, input, input_scale, w.view, bias, dtype);
 }
 
@@ -92,8 +96,8 @@ Tensor linear_codes_qbits_op(Tensor input, Tensor input_scale, Tensor data, Tens
                              std::int64_t bits, std::int64_t group_size, std::int64_t out_features,
                              std::optional<Tensor> bias, ScalarType dtype) {
   constexpr const char* kOp = "linear_codes_qbits";
-  const WeightTensors w =
-      qbits_weight(kOp, data, scale, shift, bits, group_size, out_features, in_features(kOp, input));
+  const WeightTensors w = qbits_weight(kOp, std::move(data), std::move(scale), std::move(shift), bits, group_size,
+                                       out_features, in_features(kOp, input));
   return linear_of_codes(kOp, input, input_scale, w.view, bias, dtype);
 }
 

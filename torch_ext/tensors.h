@@ -47,7 +47,7 @@ Tensor empty_strided(const std::vector<std::int64_t>& sizes, const std::vector<s
                      ScalarType dtype);
 
 /// `t` itself if it is contiguous, else a contiguous copy.
-Tensor as_contiguous(const Tensor& t);
+Tensor as_contiguous(Tensor t);
 
 /// A tensor of any leading shape as rows of its last dimension, `stride` elements apart: itself, or a contiguous copy
 /// where its strides do not allow that.
@@ -55,10 +55,10 @@ struct Rows {
   Tensor tensor;
   std::int64_t stride;
 };
-Rows rows_of(const Tensor& t);
+Rows rows_of(Tensor t);
 
 /// `t` itself if it has that dtype, else a copy converted to it.
-Tensor with_dtype(const Tensor& t, ScalarType dtype);
+Tensor with_dtype(Tensor t, ScalarType dtype);
 
 /// A tensor seen as a matrix whose scales run along `axis`.
 struct MatrixShape {
@@ -92,7 +92,7 @@ struct ShiftTensor {
   Tensor tensor;
   ConstShift view;
 };
-ShiftTensor shift_tensor(const char* op, const Tensor& shift, ScalarType scale_dtype, std::int64_t count);
+ShiftTensor shift_tensor(const char* op, Tensor shift, ScalarType scale_dtype, std::int64_t count);
 
 /// Fails unless `t` has `count` elements.
 void check_count(const char* op, const char* what, const Tensor& t, std::int64_t count);

@@ -1,30 +1,32 @@
 #include "weights.h"
 
+#include <utility>
+
 #include "quanto/pack.h"
 #include "quanto/qtype.h"
 
 namespace quanto::torch_ext {
 
-WeightTensors qbytes_weight(const char* op, const Tensor& data, const Tensor& scale) {
+WeightTensors qbytes_weight(const char* op, Tensor data, Tensor scale) {
   const QType qtype = code_qtype(op, "data", data.scalar_type());
   if (data.dim() < 2) fail(op, "data", shape_text(data), "2 dimensions or more");
   const std::int64_t N = data.size(0);
   const bool single = scale.numel() == 1;
   if (!single) check_count(op, "scale", scale, N);
-  WeightTensors t{as_contiguous(data), as_contiguous(scale), std::nullopt, {}};
+  const std::int64_t in_features = N == 0 ? data.size(1) : data.numel() / N;
+  WeightTensors t{as_contiguous(std::move(data)), as_contiguous(std::move(scale)), std::nullopt, {}};
   t.view = {.qtype = qtype,
             .data = t.data.const_data_ptr(),
             .out_features = N,
-            .in_features = N == 0 ? data.size(1) : data.numel() / N,
+            .in_features = in_features,
             .scale = t.scale.const_data_ptr(),
-            .scale_dtype = float_dtype(op, "scale", scale),
+            .scale_dtype = float_dtype(op, "scale", t.scale),
             .per_tensor_scale = single};
   return t;
 }
 
-WeightTensors qbits_weight(const char* op, const Tensor& data, const Tensor& scale, const Tensor& shift,
-                           std::int64_t bits, std::int64_t group_size, std::int64_t out_features,
-                           std::int64_t in_features) {
+WeightTensors qbits_weight(const char* op, Tensor data, Tensor scale, Tensor shift, std::int64_t bits,
+                           std::int64_t group_size, std::int64_t out_features, std::int64_t in_features) {
   const QType qtype = affine_qtype(op, bits);
   if (data.scalar_type() != ScalarType::Byte) fail(op, "data", dtype_text(data.scalar_type()), "uint8");
   if (out_features < 0) fail(op, "out_features", std::to_string(out_features), "0 or more");
@@ -39,15 +41,15 @@ WeightTensors qbits_weight(const char* op, const Tensor& data, const Tensor& sca
              std::to_string(in_features));
   }
   check_count(op, "scale", scale, count);
-  const ShiftTensor shifts = shift_tensor(op, shift, scale.scalar_type(), count);
-  WeightTensors t{as_contiguous(data), as_contiguous(scale), shifts.tensor, {}};
+  ShiftTensor shifts = shift_tensor(op, std::move(shift), scale.scalar_type(), count);
+  WeightTensors t{as_contiguous(std::move(data)), as_contiguous(std::move(scale)), std::move(shifts.tensor), {}};
   t.view = {.qtype = qtype,
             .data = t.data.const_data_ptr(),
             .out_features = out_features,
             .in_features = in_features,
             .group_size = group_size,
             .scale = t.scale.const_data_ptr(),
-            .scale_dtype = float_dtype(op, "scale", scale),
+            .scale_dtype = float_dtype(op, "scale", t.scale),
             .shift = shifts.view.data,
             .shift_kind = shifts.view.kind};
   return t;

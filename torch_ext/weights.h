@@ -16,12 +16,11 @@ struct WeightTensors {
 };
 
 /// Codes of an 8-bit qtype whose first dimension is the output channels. `scale`: one for each, or a single one.
-WeightTensors qbytes_weight(const char* op, const Tensor& data, const Tensor& scale);
+WeightTensors qbytes_weight(const char* op, Tensor data, Tensor scale);
 
 /// Packed codes of out_features x in_features weights. `group_size`: 0 for one scale per output channel.
-WeightTensors qbits_weight(const char* op, const Tensor& data, const Tensor& scale, const Tensor& shift,
-                           std::int64_t bits, std::int64_t group_size, std::int64_t out_features,
-                           std::int64_t in_features);
+WeightTensors qbits_weight(const char* op, Tensor data, Tensor scale, Tensor shift, std::int64_t bits,
+                           std::int64_t group_size, std::int64_t out_features, std::int64_t in_features);
 
 /// A bias of `count` elements, contiguous and of that dtype.
 std::optional<Tensor> bias_tensor(const char* op, const std::optional<Tensor>& bias, std::int64_t count,
