@@ -27,6 +27,7 @@ struct Bf16Columns {
     if constexpr (is_affine_qtype(kType)) {
       return {{(__m512i)column, (__m512i)column}};
     } else {
+      QUANTO_IN_REGISTER(column);  // or else loaded by each instruction that takes it
       const Bf16Bytes bytes = look_up_bf16<kType>((__m512i)column);
       const __m512i lower = _mm512_set1_epi16(0x00ff), upper = _mm512_set1_epi16(static_cast<short>(0xff00));
       return {{_mm512_ternarylogic_epi32(bytes.low, lower, _mm512_slli_epi16(bytes.high, 8), 0xea),

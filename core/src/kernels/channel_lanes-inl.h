@@ -117,11 +117,12 @@ struct ChannelLanes {
       count = smaller(squares * kLanes, stripe_count<Columns>(a) - first);
       squares = ceil_div(count, kLanes);
     }
-    /// As many as are multiplied at once. Fewer where there are not many units for the threads to share.
+    /// As many as are multiplied at once. One where there are very few units for the threads to share: it has too few
+    /// sums to hide the latency of dot products and takes half as long again for each square.
     static std::int64_t squares_each(const MatmulArgs& a) {
       const auto sums = static_cast<int>(kSums / Prepared(a).each);
       const int squares = smaller(kMostSquares, power_of_two_up_to(sums / smaller(kFields, power_of_two_up_to(sums))));
-      return stripe_count<Columns>(a) < 8 * squares * kLanes ? 1 : squares;
+      return stripe_count<Columns>(a) < 4 * squares * kLanes ? 1 : squares;
     }
     static std::int64_t count_of(const MatmulArgs& a) {
       return ceil_div(stripe_count<Columns>(a), squares_each(a) * kLanes);
