@@ -148,17 +148,24 @@ std::string Pool::describe() const {
 }
 
 double Pool::measure_read(std::int64_t bytes) {
-  constexpr std::int64_t kSlice = 256 * 1024;
-  bytes = std::clamp(bytes, std::min(32 * kMegabyte, size_), size_) / kSlice * kSlice;
-  if (next_ + bytes > size_) next_ = 0;
+  constexpr std::int64_t kSlice = 64 * 1024;
+  const std::int64_t threads = thread_count(), most = size_ / kSlice / threads;
+  const std::int64_t part = std::clamp<std::int64_t>(bytes / kSlice / threads, 1, most);  // slices, of each thread
+  const std::int64_t times = std::max<std::int64_t>(1, std::min(32 * kMegabyte, size_) / kSlice / (part * threads));
+  const std::int64_t total = times * part * threads * kSlice;
+  if (next_ + total > size_) next_ = 0;
   const auto read = find_read();
   const auto start = std::chrono::steady_clock::now();
-  parallel_for(bytes / kSlice, 1, [&](std::int64_t begin, std::int64_t end) {
-    read(data_ + next_ + begin * kSlice, (end - begin) * kSlice);
+  parallel_for(total / kSlice, 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t thread = i / (times * part), mine = i % (times * part);
+      const std::int64_t slice = (mine / part * threads + thread) * part + mine % part;
+      read(data_ + next_ + slice * kSlice, kSlice);
+    }
   });
   const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - start;
-  next_ += bytes;
-  return static_cast<double>(bytes) / elapsed.count();
+  next_ += total;
+  return static_cast<double>(total) / elapsed.count();
 }
 
 Summary summarize(std::vector<double> values) {

@@ -36,8 +36,9 @@ class Pool {
   /// "3840 MB, 8.0 times the last-level cache of 480 MB", and why not more.
   std::string describe() const;
 
-  /// Bytes per second of reading the next `bytes` of the pool, at least 32 MB, with all threads, each its own part: as
-  /// far apart as in a weight of that size, since threads that read neighbouring places may share one memory channel.
+  /// Bytes per second of reading the next stretches of `bytes`, together at least 32 MB, with all threads, each its own
+  /// part of every stretch: as far apart as in a weight of that size, since threads that read neighbouring places may
+  /// share one memory channel.
   double measure_read(std::int64_t bytes);
 
  private:
