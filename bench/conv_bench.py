@@ -2,9 +2,9 @@
 
     .venv/bin/python bench/conv_bench.py [--weights qint8 qint4] [--dtypes bfloat16 float32] [--seconds 0.5]
 
-The ways are the kernels, which multiply patches with the codes, and torch's convolution with the decoded weight. All
-take turns. A line shows the layer, its output positions, the float layer's median, and both ways in multiples of it:
-`runs_kernels` of `optimum/quanto/ops/conv.py` chooses between them.
+The ways are the kernels, which multiply activations with the codes, and torch's convolution with the decoded weight.
+All take turns. A line shows the layer, its output positions, the float layer's median, and both ways in multiples of
+it: `runs_kernels` of `optimum/quanto/ops/conv.py` chooses between them.
 """
 
 import argparse
@@ -40,7 +40,10 @@ LAYERS = [
     Layer("residual 14x14", 256, 256, 3, 1, 14, 14),
     Layer("residual 28x28", 128, 128, 3, 1, 28, 28),
     Layer("residual 56x56", 64, 64, 3, 1, 56, 56),
+    Layer("first 7x7", 3, 64, 7, 2, 224, 224),
+    Layer("downsampling", 128, 256, 3, 2, 56, 56),
     Layer("bottleneck 1x1", 1024, 256, 1, 1, 14, 14),
+    Layer("widening 1x1", 64, 256, 1, 1, 56, 56),
     Layer("patches 16x16", 3, 768, 16, 16, 224, 224),
     Layer("speech k3", 512, 512, 3, 2, 1, 3000),
 ]

@@ -7,6 +7,7 @@
 
 #include "buffer.h"
 #include "check.h"
+#include "planes.h"
 #include "quanto/parallel.h"
 
 namespace quanto {
@@ -92,20 +93,29 @@ struct ImageStrides {
   }
 };
 
-/// Copies padded rows of images into planes, channel by channel.
+/// Copies padded rows of images into planes, channel by channel. Columns may be sorted by phases: first all multiples
+/// of `phases`, then those that are one more, and so on, so that what outputs of a strided convolution see are
+/// neighbours.
 template <class T>
 class PlaneFiller {
  public:
-  PlaneFiller(const ConvShape& shape, const ImageView& x)
+  PlaneFiller(const ConvShape& shape, const ImageView& x, Index phases)
       : shape_(shape),
+        phases_(phases),
+        phase_width_((shape.width.padded() + phases - 1) / phases),
         x_(static_cast<const T*>(x.data)),
         strides_(x.layout, shape.channels, shape.height.size, shape.width.size),
         rows_(source_coordinates(shape.height, shape.padding_mode)),
         cols_(source_coordinates(shape.width, shape.padding_mode)) {}
 
+  Index row_width() const { return phases_ * phase_width_; }
+  /// Where column `col` of the padded image lies in a row.
+  Index column(Index col) const { return col % phases_ * phase_width_ + col / phases_; }
+
   /// Rows [begin, end) of the padded image for `channels` channels from `channel` on, planes `plane` elements apart.
   void fill(Index image, Index channel, Index channels, Index begin, Index end, Index plane, T* planes) const {
-    const Index width = shape_.width.padded();
+    const Index width = row_width();
+    std::vector<T> in_order(static_cast<std::size_t>(phases_ == 1 ? 0 : width));
     // A row at a time of all of them: channels that are last lie in one cache line.
     for (Index j = begin; j < end; ++j) {
       const Index source = rows_[static_cast<std::size_t>(j)];
@@ -114,7 +124,9 @@ class PlaneFiller {
         if (source < 0) {
           std::fill(row, row + width, T{});
         } else {
-          fill_row(x_ + image * strides_.image + (channel + c) * strides_.channel + source * strides_.row, row);
+          const T* from = x_ + image * strides_.image + (channel + c) * strides_.channel + source * strides_.row;
+          fill_row(from, phases_ == 1 ? row : in_order.data());
+          if (phases_ > 1) sort_by_phases(in_order.data(), row);
         }
       }
     }
@@ -132,6 +144,12 @@ class PlaneFiller {
     fill_border(from, before + size, shape_.width.padded(), row);
   }
 
+  void sort_by_phases(const T* in, T* row) const {
+    for (Index phase = 0; phase < phases_; ++phase, row += phase_width_) {
+      for (Index i = 0; i < phase_width_; ++i) row[i] = in[i * phases_ + phase];
+    }
+  }
+
   void fill_border(const T* from, Index begin, Index end, T* row) const {
     for (Index i = begin; i < end; ++i) {
       const Index source = cols_[static_cast<std::size_t>(i)];
@@ -140,6 +158,7 @@ class PlaneFiller {
   }
 
   const ConvShape& shape_;
+  Index phases_, phase_width_;
   const T* x_;
   ImageStrides strides_;
   std::vector<Index> rows_, cols_;
@@ -179,26 +198,112 @@ struct Block {
   Index begin, end;
 };
 
+/// The part of a block that lies in one image: output rows [row, row + rows).
+struct Segment {
+  Index image, row, rows;
+};
+
+/// The planes that patches are read from: those of the input as it is, or padded copies of the rows that a block needs.
+template <class T>
+class InputPlanes {
+ public:
+  /// `phases`: of the columns of copies (PlaneFiller); `as_it_is`: the input has no padding, and its channels are
+  /// first.
+  InputPlanes(const ConvShape& shape, const ImageView& x, Index phases, bool as_it_is)
+      : shape_(shape),
+        filler_(shape, x, phases),
+        x_(static_cast<const T*>(x.data)),
+        copied_(!as_it_is),
+        out_height_(shape.height.outputs()),
+        row_stride_(as_it_is ? shape.width.size : filler_.row_width()) {}
+
+  /// Fills the rows that the block needs.
+  void prepare(const Block& block) {
+    block_ = block;
+    const Index segments = (block.end - 1) / out_height_ - block.begin / out_height_ + 1;
+    const Index rows = copied_ ? input_rows(std::min(block.end - block.begin, out_height_)) : shape_.height.size;
+    plane_ = rows * row_stride_;
+    image_stride_ = shape_.channels * plane_;
+    if (!copied_) return;
+    const Index elements = segments * image_stride_ + 2 * kAround;
+    if (elements > capacity_) {
+      planes_ = allocate(static_cast<std::size_t>(elements) * sizeof(T));
+      capacity_ = elements;
+    }
+    constexpr Index kTogether = 64 / sizeof(T);  // channels of a cache line
+    const Index parts = (shape_.channels + kTogether - 1) / kTogether;
+    const Index grain = std::max<Index>(1, kGrain / (plane_ * std::min(kTogether, shape_.channels)));
+    parallel_for(segments * parts, grain, [&](Index begin, Index end) {
+      for (Index unit = begin; unit < end; ++unit) {
+        const Segment s = segment(unit / parts);
+        const Index channel = unit % parts * kTogether, first = s.row * shape_.height.stride;
+        filler_.fill(s.image, channel, std::min(kTogether, shape_.channels - channel), first,
+                     first + input_rows(s.rows), plane_, copies() + unit / parts * image_stride_ + channel * plane_);
+      }
+    });
+  }
+
+  bool copied() const { return copied_; }
+  const T* data() const { return copied_ ? copies() : x_; }
+
+  /// From data() to the top left element of what the first output of row `row` sees, counted through all images.
+  Index row_offset(Index row) const {
+    const Index image = row / out_height_, first = block_.begin / out_height_;
+    if (!copied_) return image * image_stride_ + row % out_height_ * shape_.height.stride * row_stride_;
+    const Index local = row % out_height_ - (image == first ? block_.begin % out_height_ : 0);
+    return (image - first) * image_stride_ + local * shape_.height.stride * row_stride_;
+  }
+
+  /// From there to the element of a channel that a tap sees.
+  Index tap_offset(Index channel, Index i, Index j) const {
+    return channel * plane_ + i * shape_.height.dilation * row_stride_ + filler_.column(j * shape_.width.dilation);
+  }
+
+ private:
+  static constexpr Index kAround = 16;  // kernels::Planes::readable_around
+
+  Segment segment(Index number) const {
+    const Index image = block_.begin / out_height_ + number;
+    const Index row = number == 0 ? block_.begin % out_height_ : 0;
+    return {image, row, std::min(out_height_, block_.end - image * out_height_) - row};
+  }
+  Index input_rows(Index rows) const { return (rows - 1) * shape_.height.stride + shape_.height.extent(); }
+  T* copies() const { return static_cast<T*>(planes_.get()) + kAround; }
+
+  const ConvShape& shape_;
+  PlaneFiller<T> filler_;
+  const T* x_;
+  bool copied_;
+  Index out_height_, row_stride_;
+  Index plane_ = 0, image_stride_ = 0;
+  Block block_{};
+  Buffer planes_;
+  Index capacity_ = 0;
+};
+
+/// Whether the input is what taps see: planes without padding.
+bool has_planes(const ConvShape& s, const ImageView& x) {
+  return x.layout == ImageLayout::planar && s.height.padded() == s.height.size && s.width.padded() == s.width.size;
+}
+
+Index depth_of(const ConvShape& s) { return s.channels * s.height.kernel * s.width.kernel; }
+
+/// Patches as a matrix, for kernels that do not take planes.
 template <class T>
 class Patches {
  public:
   Patches(const ConvShape& shape, const ImageView& x)
       : shape_(shape),
-        filler_(shape, x),
-        x_(static_cast<const T*>(x.data)),
-        padded_(x.layout != ImageLayout::planar || shape.height.padded() != shape.height.size ||
-                shape.width.padded() != shape.width.size),
-        out_height_(shape.height.outputs()),
+        planes_(shape, x, 1, has_planes(shape, x)),
         out_width_(shape.width.outputs()),
         length_(shape.width.dilation == 1 ? shape.width.kernel : 1) {}
 
-  Index depth() const { return shape_.channels * shape_.height.kernel * shape_.width.kernel; }
-
-  /// Copies the patches of a block of output rows into `out`, row-major positions x depth().
+  /// Copies the patches of a block of output rows into `out`, row-major positions x depth.
   void gather(const Block& block, T* out) {
-    prepare(block);
-    const Index positions = (block.end - block.begin) * out_width_;
-    parallel_for((positions + kTile - 1) / kTile, std::max<Index>(1, kGrain / (kTile * depth())),
+    planes_.prepare(block);
+    set_offsets();
+    const Index depth = depth_of(shape_), positions = (block.end - block.begin) * out_width_;
+    parallel_for((positions + kTile - 1) / kTile, std::max<Index>(1, kGrain / (kTile * depth)),
                  [&](Index begin, Index end) {
                    for (Index tile = begin; tile < end; ++tile) {
                      gather_tile(block, tile * kTile, std::min((tile + 1) * kTile, positions), out);
@@ -207,89 +312,34 @@ class Patches {
   }
 
  private:
-  /// The part of a block that lies in one image: output rows [row, row + rows).
-  struct Segment {
-    Index image, row, rows;
-  };
-
-  Segment segment(const Block& block, Index number) const {
-    const Index image = block.begin / out_height_ + number;
-    const Index row = number == 0 ? block.begin % out_height_ : 0;
-    return {image, row, std::min(out_height_, block.end - image * out_height_) - row};
-  }
-
-  Index input_rows(Index rows) const { return (rows - 1) * shape_.height.stride + shape_.height.extent(); }
-
-  /// Fills the padded rows that the block needs, and the offsets of the runs of a patch in them.
-  void prepare(const Block& block) {
-    const Index segments = (block.end - 1) / out_height_ - block.begin / out_height_ + 1;
-    const Index rows = padded_ ? input_rows(std::min(block.end - block.begin, out_height_)) : shape_.height.size;
-    row_stride_ = shape_.width.padded();
-    const Index plane = rows * row_stride_;
-    image_stride_ = shape_.channels * plane;
-    set_offsets(plane);
-    if (!padded_) return;
-    const Index elements = segments * image_stride_;
-    if (elements > capacity_) {
-      planes_ = allocate(static_cast<std::size_t>(elements) * sizeof(T));
-      capacity_ = elements;
-    }
-    constexpr Index kTogether = 64 / sizeof(T);  // channels of a cache line
-    const Index parts = (shape_.channels + kTogether - 1) / kTogether;
-    const Index grain = std::max<Index>(1, kGrain / (plane * std::min(kTogether, shape_.channels)));
-    parallel_for(segments * parts, grain, [&](Index begin, Index end) {
-      for (Index unit = begin; unit < end; ++unit) {
-        const Segment s = segment(block, unit / parts);
-        const Index channel = unit % parts * kTogether, first = s.row * shape_.height.stride;
-        filler_.fill(s.image, channel, std::min(kTogether, shape_.channels - channel), first,
-                     first + input_rows(s.rows), plane, planes() + unit / parts * image_stride_ + channel * plane);
-      }
-    });
-  }
-
-  void set_offsets(Index plane) {
+  /// Of the runs of a patch.
+  void set_offsets() {
     offsets_.clear();
-    const Index runs = length_ == shape_.width.kernel ? 1 : shape_.width.kernel;
     for (Index c = 0; c < shape_.channels; ++c) {
       for (Index i = 0; i < shape_.height.kernel; ++i) {
-        for (Index j = 0; j < runs; ++j) {
-          offsets_.push_back(c * plane + i * shape_.height.dilation * row_stride_ + j * shape_.width.dilation);
-        }
+        for (Index j = 0; j < shape_.width.kernel; j += length_) offsets_.push_back(planes_.tap_offset(c, i, j));
       }
     }
-  }
-
-  /// The top left element of what position p of the block sees.
-  const T* origin(const Block& block, Index p) const {
-    const Index row = block.begin + p / out_width_, col = p % out_width_ * shape_.width.stride;
-    const Index image = row / out_height_, first = block.begin / out_height_;
-    if (!padded_) return x_ + image * image_stride_ + row % out_height_ * shape_.height.stride * row_stride_ + col;
-    const Index local = row % out_height_ - (image == first ? block.begin % out_height_ : 0);
-    return planes() + (image - first) * image_stride_ + local * shape_.height.stride * row_stride_ + col;
   }
 
   void gather_tile(const Block& block, Index begin, Index end, T* out) const {
     const auto all = static_cast<Index>(offsets_.size());
+    const Index depth = all * length_;
     for (Index run = 0; run < all; run += kRunsTogether) {
       const Index runs = std::min(kRunsTogether, all - run);
       for (Index p = begin; p < end; ++p) {
-        copy_runs<T>(length_, origin(block, p), offsets_.data() + run, runs, out + p * depth() + run * length_);
+        const T* from =
+            planes_.data() + planes_.row_offset(block.begin + p / out_width_) + p % out_width_ * shape_.width.stride;
+        copy_runs<T>(length_, from, offsets_.data() + run, runs, out + p * depth + run * length_);
       }
     }
   }
 
-  T* planes() const { return static_cast<T*>(planes_.get()); }
-
   const ConvShape& shape_;
-  PlaneFiller<T> filler_;
-  const T* x_;
-  bool padded_;  ///< whether patches are read from a padded copy of the input
-  Index out_height_, out_width_;
+  InputPlanes<T> planes_;
+  Index out_width_;
   Index length_;  ///< of a run of neighbouring elements in a patch
-  Index row_stride_ = 0, image_stride_ = 0;
   std::vector<Index> offsets_;
-  Buffer planes_;
-  Index capacity_ = 0;
 };
 
 /// Rows of `channels` elements, of consecutive positions, to planes that are `positions` elements apart.
@@ -325,25 +375,92 @@ bool is_matrix(const ConvShape& s, ImageLayout layout) {
   return layout == ImageLayout::channels_last && plain(s.height) && plain(s.width);
 }
 
+/// One convolution, block by block.
 template <class T>
-void by_blocks(const ConvShape& shape, const ImageView& x, const WeightView& w, const void* bias, T* y) {
-  Patches<T> patches(shape, x);
-  const bool planar = x.layout == ImageLayout::planar;
-  const Index K = patches.depth(), N = w.out_features, width = shape.width.outputs();
-  const Index rows = shape.batch * shape.height.outputs();
-  const Index wanted = std::max(kFewestPositions, kPatchBytes / (K * static_cast<Index>(sizeof(T))));
-  const Index step = std::min(rows, std::max<Index>(1, wanted / width));
-  const Buffer gathered = allocate(static_cast<std::size_t>(step * width * K) * sizeof(T));
-  const Buffer products = allocate(planar ? static_cast<std::size_t>(step * width * N) * sizeof(T) : 0);
-  for (Index row = 0; row < rows; row += step) {
-    const Block block{row, std::min(row + step, rows)};
-    auto* matrix = static_cast<T*>(gathered.get());
-    patches.gather(block, matrix);
-    T* out = planar ? static_cast<T*>(products.get()) : y + row * width * N;
-    matmul({matrix, x.dtype, (block.end - row) * width, K}, w, bias, out);
-    if (planar) store_planar(shape, block, N, out, y);
+class Convolution {
+ public:
+  Convolution(const ConvShape& shape, const ImageView& x, const WeightView& w, const void* bias, T* y)
+      : shape_(shape),
+        x_(x),
+        w_(w),
+        bias_(bias),
+        y_(y),
+        planar_(x.layout == ImageLayout::planar),
+        width_(shape.width.outputs()),
+        planes_(shape, x, shape.width.stride, has_planes(shape, x) && shape.width.stride == 1 && is_single_tap()),
+        patches_(shape, x) {}
+
+  void run() {
+    const Index rows = shape_.batch * shape_.height.outputs();
+    const Index depth = depth_of(shape_);
+    const Index wanted = std::max(kFewestPositions, kPatchBytes / (depth * static_cast<Index>(sizeof(T))));
+    const Index most = std::max<Index>(1, wanted / width_), blocks = (rows + most - 1) / most;
+    step_ = (rows + blocks - 1) / blocks;
+    for (Index row = 0; row < rows; row += step_) {
+      const Block block{row, std::min(row + step_, rows)};
+      if (!multiply_planes(block)) multiply_patches(block);
+    }
   }
-}
+
+ private:
+  bool is_single_tap() const { return shape_.height.kernel == 1 && shape_.width.kernel == 1; }
+  Index positions(const Block& block) const { return (block.end - block.begin) * width_; }
+
+  /// By a kernel that takes planes. False if there is none for this block.
+  bool multiply_planes(const Block& block) {
+    if (!matmul_takes_planes(x_.dtype, positions(block), w_)) return false;
+    planes_.prepare(block);
+    set_offsets(block);
+    const Index outputs = shape_.outputs();
+    const kernels::Planes planes{
+        width_, run_offsets_.data(), tap_offsets_.data(), planes_.copied(), planar_ ? run_outputs_.data() : nullptr,
+        outputs};
+    T* y = planar_ ? y_ : y_ + block.begin * width_ * w_.out_features;
+    return matmul_planes(planes_.data(), x_.dtype, positions(block), planes, w_, bias_, y, workspace_);
+  }
+
+  void set_offsets(const Block& block) {
+    run_offsets_.clear();
+    run_outputs_.clear();
+    tap_offsets_.clear();
+    const Index height = shape_.height.outputs(), outputs = shape_.outputs();
+    for (Index row = block.begin; row < block.end; ++row) {
+      run_offsets_.push_back(planes_.row_offset(row));
+      run_outputs_.push_back(row / height * w_.out_features * outputs + row % height * width_);
+    }
+    for (Index c = 0; c < shape_.channels; ++c) {
+      for (Index i = 0; i < shape_.height.kernel; ++i) {
+        for (Index j = 0; j < shape_.width.kernel; ++j) tap_offsets_.push_back(planes_.tap_offset(c, i, j));
+      }
+    }
+  }
+
+  void multiply_patches(const Block& block) {
+    const Index K = depth_of(shape_), N = w_.out_features;
+    if (gathered_ == nullptr) {
+      gathered_ = allocate(static_cast<std::size_t>(step_ * width_ * K) * sizeof(T));
+      products_ = allocate(planar_ ? static_cast<std::size_t>(step_ * width_ * N) * sizeof(T) : 0);
+    }
+    auto* matrix = static_cast<T*>(gathered_.get());
+    patches_.gather(block, matrix);
+    T* out = planar_ ? static_cast<T*>(products_.get()) : y_ + block.begin * width_ * N;
+    matmul({matrix, x_.dtype, positions(block), K}, w_, bias_, out);
+    if (planar_) store_planar(shape_, block, N, out, y_);
+  }
+
+  const ConvShape& shape_;
+  const ImageView& x_;
+  const WeightView& w_;
+  const void* bias_;
+  T* y_;
+  bool planar_;
+  Index width_, step_ = 0;
+  InputPlanes<T> planes_;
+  std::vector<Index> run_offsets_, run_outputs_, tap_offsets_;
+  GrowingBuffer workspace_;  ///< of multiply_planes
+  Patches<T> patches_;
+  Buffer gathered_, products_;  ///< of multiply_patches
+};
 
 }  // namespace
 
@@ -368,8 +485,8 @@ void conv(const ConvShape& shape, const ImageView& x, const WeightView& w, const
   if (is_matrix(shape, x.layout)) {
     return matmul({x.data, x.dtype, shape.batch * shape.outputs(), shape.channels}, w, bias, y);
   }
-  if (x.dtype == DType::float32) return by_blocks(shape, x, w, bias, static_cast<std::uint32_t*>(y));
-  by_blocks(shape, x, w, bias, static_cast<std::uint16_t*>(y));
+  if (x.dtype == DType::float32) return Convolution(shape, x, w, bias, static_cast<float*>(y)).run();
+  Convolution(shape, x, w, bias, static_cast<std::uint16_t*>(y)).run();
 }
 
 }  // namespace quanto

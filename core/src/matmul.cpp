@@ -10,6 +10,7 @@
 #include "check.h"
 #include "float_io.h"
 #include "kernels/registry.h"
+#include "planes.h"
 #include "quanto/isa.h"
 #include "quanto/pack.h"
 #include "quanto/parallel.h"
@@ -37,11 +38,12 @@ constexpr std::int64_t kBlockRows = 64;
 /// takes a third as long as 512 rows of a 1536 x 576 layer. More is freed with the call.
 class Workspace {
  public:
-  explicit Workspace(std::size_t bytes) {
+  /// `shared`: for more, where several calls follow each other, or null.
+  explicit Workspace(std::size_t bytes, GrowingBuffer* shared) {
     constexpr std::size_t kKept = 4 << 20;
     thread_local GrowingBuffer kept;
-    if (bytes > kKept) own_ = allocate(bytes);
-    data_ = bytes > kKept ? own_.get() : kept.at_least(bytes);
+    if (bytes > kKept && shared == nullptr) own_ = allocate(bytes);
+    data_ = own_ != nullptr ? own_.get() : (bytes > kKept ? *shared : kept).at_least(bytes);
   }
   void* data() const { return data_; }
 
@@ -125,9 +127,12 @@ void fill_with_bias(const MatmulArgs& args) {
   }
 }
 
-void run(const kernels::Choice& choice, MatmulArgs& args) {
+/// `shared`: memory of several calls for their workspaces, or null.
+/// False, with nothing written, if x lies in planes and the kernel that serves its values does not take them.
+bool run(const kernels::Choice& choice, MatmulArgs& args, GrowingBuffer* shared = nullptr) {
   const MatmulKernel& kernel = *choice.kernel;
-  const Workspace workspace(kernel.workspace_bytes(args));
+  if (args.planes != nullptr && !kernel.takes_planes) return false;
+  const Workspace workspace(kernel.workspace_bytes(args), shared);
   args.workspace = workspace.data();
   const bool serial = args.N <= kSerialWeights / args.K && args.M * args.N <= serial_operations(choice.isa) / args.K;
   args.threads = serial ? 1 : thread_count();
@@ -138,12 +143,13 @@ void run(const kernels::Choice& choice, MatmulArgs& args) {
                });
   if (kernel.serves_values != nullptr && !kernel.serves_values(args)) {
     args.special_values = true;
-    return run(kernels::choose_matmul(args), args);
+    return run(kernels::choose_matmul(args), args, shared);
   }
   const std::int64_t units = kernel.unit_count(args);
   const std::size_t scratch = kernel.scratch_bytes(args);
   parallel_for(units, serial ? units : 1,
                [&](std::int64_t begin, std::int64_t end) { kernel.run(args, thread_buffer(scratch), begin, end); });
+  return true;
 }
 
 void run_chosen(MatmulArgs& args) {
@@ -226,5 +232,19 @@ std::string matmul_kernel_name(const ActivationView& x, const WeightView& w) {
 }
 
 std::string matmul_codes_kernel_name(const CodesView& x, const WeightView& w) { return kernel_name(complete(x, w)); }
+
+bool matmul_takes_planes(DType dtype, std::int64_t rows, const WeightView& w) {
+  if (rows == 0 || w.out_features == 0 || w.in_features == 0) return false;
+  return kernels::choose_matmul(complete({nullptr, dtype, rows, 0}, w, nullptr, nullptr)).kernel->takes_planes;
+}
+
+bool matmul_planes(const void* x, DType dtype, std::int64_t rows, const kernels::Planes& planes, const WeightView& w,
+                   const void* bias, void* y, GrowingBuffer& workspace) {
+  check_weight(w);
+  check_rows(rows, 0, w);
+  MatmulArgs args = complete({x, dtype, rows, 0}, w, bias, y);
+  args.planes = &planes;
+  return run(kernels::choose_matmul(args), args, &workspace);
+}
 
 }  // namespace quanto

@@ -22,14 +22,16 @@ namespace quanto::testing {
 
 /// Bytes that end exactly at a page that may not be touched: reading or writing past them is a fault. With a `gap` they
 /// end that many bytes before it, so that numbers of several bytes lie at addresses that are no multiples of their
-/// size.
+/// size. The page before the first one that they share may not be touched either: whole pages of bytes without a gap
+/// are guarded at both ends.
 class GuardedBytes {
  public:
   explicit GuardedBytes(std::size_t size, std::size_t gap = 0) : size_(size) {
     const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-    mapped_ = (size + gap + page - 1) / page * page + page;
+    mapped_ = (size + gap + page - 1) / page * page + 2 * page;
     base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base_ == MAP_FAILED) throw std::runtime_error("mmap failed");
+    mprotect(base_, page, PROT_NONE);
     mprotect(static_cast<char*>(base_) + mapped_ - page, page, PROT_NONE);
     data_ = static_cast<std::uint8_t*>(base_) + mapped_ - page - gap - size;
   }

@@ -9,7 +9,10 @@
 #include "each_isa.h"
 #include "matrix.h"
 #include "oracle.h"
+#include "planes.h"
 #include "quanto/error.h"
+#include "quanto/isa.h"
+#include "quanto/parallel.h"
 
 namespace quanto::testing {
 namespace {
@@ -52,6 +55,27 @@ std::vector<ConvCase> cases() {
   };
 }
 
+/// As many positions as kernels want that read activations from planes, in runs of all lengths beside those of vectors.
+std::vector<ConvCase> cases_of_many_positions() {
+  const auto zeros = PaddingMode::zeros;
+  return {
+      {{1, 5, {14, 3, 1, 1, 1, 1}, {14, 3, 1, 1, 1, 1}, zeros}, 50, "runs of 14"},
+      {{2, 3, {9, 3, 1, 1, 1, 1}, {33, 3, 1, 1, 1, 1}, zeros}, 13, "runs of 33"},
+      {{70, 7, {3, 3}, {3, 3}, zeros}, 7, "runs of 1"},
+      {{5, 32, {5, 3, 1, 1, 1, 1}, {5, 3, 1, 1, 1, 1}, zeros}, 6, "runs of 5 in groups"},
+      {{3, 3, {31, 7, 2, 1, 3, 3}, {29, 7, 2, 1, 3, 3}, zeros}, 16, "stride 2"},
+      {{2, 2, {20, 4, 1, 3, 2, 0}, {40, 5, 3, 2, 4, 1}, zeros}, 8, "stride 3, dilation 2"},
+      {{2, 4, {12, 3, 2, 1, 1, 2}, {12, 2, 1, 4, 3, 1}, PaddingMode::reflect}, 9, "reflect"},
+      {{2, 4, {12, 3, 1, 1, 2, 2}, {13, 3, 2, 1, 1, 1}, PaddingMode::replicate}, 9, "replicate"},
+      {{2, 4, {12, 3, 1, 1, 2, 2}, {13, 3, 2, 1, 1, 1}, PaddingMode::circular}, 9, "circular"},
+      {{3, 5, {1, 1}, {101, 3, 2, 1, 1, 1}, zeros}, 10, "one dimension"},
+      {{2, 16, {8, 1}, {16, 1}, zeros}, 20, "1x1"},
+      {{1, 16, {16, 1, 2}, {8, 1}, zeros}, 20, "1x1, every other row"},
+      {{2, 16, {8, 1}, {16, 1, 2}, zeros}, 20, "1x1, every other column"},
+      {{1, 64, {37, 3, 1, 1, 1, 1}, {41, 3, 1, 1, 1, 1}, zeros}, 100, "several blocks"},
+  };
+}
+
 /// The patches that the outputs see, gathered element by element.
 Floats patches(const ConvCase& c, const Floats& x, ImageLayout layout) {
   const ConvShape& s = c.shape;
@@ -76,11 +100,22 @@ Floats patches(const ConvCase& c, const Floats& x, ImageLayout layout) {
   return rows;
 }
 
-void expect_matches_oracle(const ConvCase& c, QType qtype, DType dtype, ImageLayout layout) {
+MatmulCase weight_of(const ConvCase& c, QType qtype, DType dtype) {
+  const bool grouped = c.depth() % 32 == 0 && is_affine(qtype);
+  return MatmulCase({qtype, dtype, dtype, 1, c.filters, c.depth(), grouped ? 32 : 0});
+}
+
+Floats input_of(const ConvCase& c, DType dtype, std::size_t gap = 0) {
   const ConvShape& s = c.shape;
-  MatmulCase weight({qtype, dtype, dtype, 1, c.filters, c.depth(), c.depth() % 32 == 0 && is_affine(qtype) ? 32 : 0});
-  Floats x(dtype, s.batch * s.channels * s.height.size * s.width.size);
+  Floats x(dtype, s.batch * s.channels * s.height.size * s.width.size, gap);
   fill_normal(x, {s.batch, x.count() / s.batch});
+  return x;
+}
+
+void expect_matches_oracle(const ConvCase& c, QType qtype, const Floats& x, ImageLayout layout) {
+  const ConvShape& s = c.shape;
+  const DType dtype = x.dtype();
+  const MatmulCase weight = weight_of(c, qtype, dtype);
   const std::int64_t positions = s.outputs(), rows = s.batch * positions;
   Floats y(dtype, rows * c.filters), by_row(dtype, rows * c.filters);
   conv(s, {x.data(), dtype, layout}, weight.w(), weight.bias(), y.data());
@@ -100,13 +135,82 @@ TEST(Conv, MatchesTheOracle) {
     for (const ConvCase& c : cases()) {
       for (const DType dtype : kDTypes) {
         for (const ImageLayout layout : {ImageLayout::planar, ImageLayout::channels_last}) {
-          expect_matches_oracle(c, QType::qint8, dtype, layout);
-          expect_matches_oracle(c, QType::qint4, dtype, layout);
+          expect_matches_oracle(c, QType::qint8, input_of(c, dtype), layout);
+          expect_matches_oracle(c, QType::qint4, input_of(c, dtype), layout);
         }
       }
     }
     for (const QType qtype : {QType::qint2, QType::qfloat8_e4m3fn, QType::qfloat8_e4m3fnuz, QType::qfloat8_e5m2}) {
-      expect_matches_oracle(cases()[0], qtype, DType::bfloat16, ImageLayout::planar);
+      const ConvCase c = cases()[0];
+      expect_matches_oracle(c, qtype, input_of(c, DType::bfloat16), ImageLayout::planar);
+    }
+  });
+}
+
+TEST(Conv, MatchesTheOracleForManyPositions) {
+  for_each_isa([] {
+    for (const ConvCase& c : cases_of_many_positions()) {
+      for (const DType dtype : kDTypes) {
+        for (const ImageLayout layout : {ImageLayout::planar, ImageLayout::channels_last}) {
+          for (const QType qtype : {QType::qint8, QType::qint4}) {
+            // Inputs that begin and end at guarded pages, and some that lie anywhere.
+            expect_matches_oracle(c, qtype, input_of(c, dtype, layout == ImageLayout::planar ? 0 : 1), layout);
+          }
+        }
+      }
+    }
+    for (const QType qtype : {QType::qint2, QType::qfloat8_e4m3fn, QType::qfloat8_e4m3fnuz, QType::qfloat8_e5m2}) {
+      const ConvCase c = cases_of_many_positions()[0];
+      for (const DType dtype : kDTypes) expect_matches_oracle(c, qtype, input_of(c, dtype, 1), ImageLayout::planar);
+    }
+  });
+}
+
+TEST(Conv, ReadsActivationsOfManyPositionsFromPlanes) {
+  for_each_isa([] {
+    for (const ConvCase& c : cases_of_many_positions()) {
+      for (const DType dtype : kDTypes) {
+        const MatmulCase weight = weight_of(c, QType::qint8, dtype);
+        // AMX has panels of its own, of patches.
+        EXPECT_EQ(matmul_takes_planes(dtype, c.shape.batch * c.shape.outputs(), weight.w()),
+                  active_isa() != Isa::avx512_amx)
+            << c.name << " " << dtype_name(dtype);
+      }
+    }
+  });
+}
+
+TEST(Conv, ServesAllMagnitudes) {
+  for_each_isa([] {
+    const ConvCase many = cases_of_many_positions()[0];
+    const ConvCase few{{1, 5, {5, 1}, {5, 1}, PaddingMode::zeros}, 50, "25 positions"};  // decline one after the other
+    for (const ConvCase& c : {many, few}) {
+      for (const float value : {0x1p-90f, 0x1p101f}) {
+        Floats x = input_of(c, DType::bfloat16);
+        x.set(x.count() - 1, value);
+        expect_matches_oracle(c, QType::qint8, x, ImageLayout::planar);
+        expect_matches_oracle(c, QType::qint4, x, ImageLayout::planar);
+      }
+    }
+  });
+}
+
+TEST(Conv, DoesNotDependOnThreads) {
+  for_each_isa([] {
+    for (const ConvCase& c : cases_of_many_positions()) {
+      for (const DType dtype : kDTypes) {
+        const MatmulCase weight = weight_of(c, QType::qint4, dtype);
+        const Floats x = input_of(c, dtype);
+        const auto results = [&](int threads) {
+          set_thread_count(threads);
+          Floats y(dtype, c.shape.batch * c.shape.outputs() * c.filters);
+          conv(c.shape, {x.data(), dtype, ImageLayout::planar}, weight.w(), weight.bias(), y.data());
+          return y.bytes();
+        };
+        const std::vector<std::uint8_t> expected = results(1);
+        for (const int threads : {2, 5}) EXPECT_EQ(results(threads), expected) << c.name << " " << dtype_name(dtype);
+        set_thread_count(2);
+      }
     }
   });
 }

@@ -78,7 +78,8 @@ def test_the_kernels_run_for_as_many_positions_as_there_are_filters():
 
 
 @pytest.mark.parametrize("groups", [1, 4, 8])
-def test_many_positions_and_groups_run_torchs_convolution(qtype_name, dtype, groups):
+def test_many_positions_and_groups_run_torchs_convolution(qtype_name, dtype, groups, monkeypatch):
+    monkeypatch.setattr(conv_ops, "_WITHOUT_KERNELS", frozenset())
     model = frozen(torch.nn.Conv2d(8, 16, 3, padding=1, groups=groups).to(dtype), qtype_name)
     x = torch.randn(1, 8, 9, 9).to(dtype)
     layer = model[0]
@@ -87,6 +88,28 @@ def test_many_positions_and_groups_run_torchs_convolution(qtype_name, dtype, gro
     row = coverage(model).rows[0]
     assert row.kernel_many_rows == "decodes the weight for torch's convolution"
     assert (row.kernel == row.kernel_many_rows) == (groups > 1)
+
+
+def test_many_positions_run_the_kernels_where_torch_has_none(qtype_name, dtype, monkeypatch):
+    monkeypatch.setattr(conv_ops, "_WITHOUT_KERNELS", frozenset([dtype]))
+    model = frozen(torch.nn.Conv2d(8, 16, 3, padding=1).to(dtype), qtype_name)
+    with torch.no_grad():
+        x = torch.randn(2, 8, 21, 19).to(dtype)
+        assert misfit(model[0], x, model(x)) <= 1
+    assert coverage(model).rows[0].kernel_many_rows.split("/")[1:3] == [qtype_name, str(dtype)[6:]]
+    assert coverage(frozen(torch.nn.Conv2d(8, 16, 3, groups=2).to(dtype), qtype_name)).rows[0].kernel_many_rows == (
+        "decodes the weight for torch's convolution"
+    )
+
+
+def test_kernels_of_one_tap_run_for_any_number_of_positions(monkeypatch):
+    walk = conv_ops.ConvWalk((1, 1), (0, 0, 0, 0), (1, 1))
+    monkeypatch.setattr(conv_ops, "_READ_PLANES", True)
+    assert conv_ops.runs_kernels(walk, 1 << 20, (16, 8, 1, 1), torch.float32)
+    assert not conv_ops.runs_kernels(walk, 1 << 20, (16, 8, 1, 3), torch.float32)
+    assert not conv_ops.runs_kernels(walk._replace(stride=(2, 2)), 1 << 20, (16, 8, 1, 1), torch.float32)
+    monkeypatch.setattr(conv_ops, "_READ_PLANES", False)
+    assert not conv_ops.runs_kernels(walk, 1 << 20, (16, 8, 1, 1), torch.float32)
 
 
 OPTIONS = [

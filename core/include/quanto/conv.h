@@ -50,9 +50,11 @@ struct ImageView {
 void check_conv(const ConvShape& shape, const WeightView& w);
 
 /// y = convolution of x with the weight [+ bias], in the semantics of matmul(): the patches of the input that the
-/// outputs see, block by block, are the rows of one. The weight has out_features filters of in_features = channels *
-/// kernel height * kernel width elements, in that order. `bias`: out_features elements of x.dtype or null. `y`: (batch,
-/// out_features, height.outputs(), width.outputs()) elements of x.dtype in the layout of x.
+/// outputs see are the rows of one. Many positions are multiplied from the planes of the input, without patches as a
+/// matrix (im2col), where the kernel for so many rows reads them (not that of AMX). The weight has out_features filters
+/// of in_features = channels * kernel height * kernel width elements, in that order. `bias`: out_features elements of
+/// x.dtype or null. `y`: (batch, out_features, height.outputs(), width.outputs()) elements of x.dtype in the layout of
+/// x.
 void conv(const ConvShape& shape, const ImageView& x, const WeightView& w, const void* bias, void* y);
 
 }  // namespace quanto

@@ -28,6 +28,8 @@ struct Bf16Pairs : LaneSteps {
   static inline BitLanes load_activations(const std::uint16_t* x, std::int64_t count) {
     return (BitLanes)load_bf16(x, 0, count);
   }
+  static constexpr bool kTakesPlanes = true;
+  static inline BitLanes step_of(const BitLanes (&x)[kStep]) { return x[0] | x[1] << 16; }
   static constexpr std::int32_t kOnes = 0x3f803f80;
 
   /// Plain are zeros and what lies between the smallest and the largest magnitude (see Bf16Dots).

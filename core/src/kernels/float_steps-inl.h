@@ -38,6 +38,13 @@ struct FloatWeights : LaneSteps {
   static inline BitLanes load_activations(const Activation* x, std::int64_t count) {
     return (BitLanes)load_remaining<kDType>(x, 0, count);
   }
+  static constexpr bool kTakesPlanes = true;
+  /// A step of activations that lie one in each lane (LaneRuns).
+  static inline BitLanes step_of(const BitLanes (&x)[kStep]) {
+    if constexpr (kDType == DType::float32) return x[0];
+    if constexpr (kDType == DType::bfloat16) return (BitLanes)decode_bfloat16(x[0]);
+    return (BitLanes)float16_lanes(narrow_to_words(x[0]));
+  }
   /// The weights of channel n for k in [begin, end): final ones of the packed qtypes, else to be scaled.
   static inline void decode(const MatmulArgs& a, std::int64_t n, std::int64_t begin, std::int64_t end, Code* out) {
     decode_channel<kQType>(a, n, begin, end, out);

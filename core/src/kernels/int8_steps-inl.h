@@ -40,6 +40,7 @@ struct LaneSteps {
   static constexpr bool kIntegers = true;
   static constexpr bool kMultipliesCodes = true;
   static constexpr bool kTakesAllValues = true;
+  static constexpr bool kTakesPlanes = false;
   using Sum = IntLanes;
   using Activation = std::int8_t;
 

@@ -12,12 +12,27 @@
 
 namespace quanto::kernels {
 
+/// Activations that lie in planes, where those of one k and of consecutive rows of the matmul are neighbours: a
+/// convolution's, whose rows are the output positions. Rows come in runs; x[run_offsets[r] + i + k_offsets[k]] is the
+/// k-th activation of the i-th row of run r.
+struct Planes {
+  std::int64_t run;                 ///< rows in each run
+  const std::int64_t* run_offsets;  ///< M / run elements
+  const std::int64_t* k_offsets;    ///< K elements
+  bool readable_around;             ///< 16 elements before and after each run may be read
+  /// Where the results of each run lie, if y consists of planes too: y[run_outputs[r] + i + n * channel_stride]. Null:
+  /// y is M x N as ever.
+  const std::int64_t* run_outputs;
+  std::int64_t channel_stride;
+};
+
 /// One matmul call, checked and completed. Shapes as in matmul.h; M, N, K > 0.
 struct MatmulArgs {
   const void* x;          ///< M rows of K activations: floats, or int8 codes
   std::int64_t x_stride;  ///< elements between rows of x
   DType x_dtype;          ///< of x, if floats
   bool x_is_int8;
+  const Planes* planes;  ///< how x lies if not in rows, else null; only for kernels that take planes
   QType qtype;
   const std::uint8_t* w;  ///< codes or packed codes
   const void* scale;
@@ -55,6 +70,7 @@ struct MatmulKernel {
   std::size_t (*scratch_bytes)(const MatmulArgs&);  ///< per thread, 64-byte aligned
   std::int64_t (*unit_count)(const MatmulArgs&);
   void (*run)(const MatmulArgs&, void* scratch, std::int64_t begin, std::int64_t end);
+  bool takes_planes = false;  ///< whether activations may lie in planes
 };
 
 /// Kernels of one (qtype, activation type), best first; `supports` of the first that says yes decides.

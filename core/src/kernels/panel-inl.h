@@ -2,8 +2,8 @@
 //
 // Rows of activations are the lanes of a vector, because that keeps what is decoded in the order of the checkpoint (a
 // contiguous run for each channel) and makes every weight a broadcast, or Step::kStep neighbours along K of them.
-// prepare() transposes the activations into blocks of rows; run() holds kTile channels x kRowVectors vectors of sums in
-// registers while it walks along K.
+// prepare() transposes the activations into blocks of rows, or copies them there where they lie in planes; run() holds
+// kTile channels x kRowVectors vectors of sums in registers while it walks along K.
 //
 // Step says what is multiplied: float32 weights (float_steps-inl.h), or codes as they are, with bfloat16 activations
 // (bf16_steps-inl.h) or with int8 ones, in vectors (int8_steps-inl.h) or in AMX tiles (amx_int8-inl.h). Sums of codes
@@ -19,6 +19,7 @@
 #include "kernels/int8_steps-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/panel_units-inl.h"
+#include "kernels/planes-inl.h"
 #include "kernels/transpose-inl.h"
 
 namespace quanto::kernels {
@@ -44,7 +45,7 @@ struct DecodedPanel {
   using Code = typename Step::Code;
   using Sum = typename Step::Sum;
   using Activation = typename Step::Activation;
-  using Unit = PanelUnit<kChannels>;
+  using Unit = PanelUnit<kChannels, Step::kTiles ? kChannels : kTile, Step::kTiles ? kRows : kBlockRows>;
   using Factors = ChannelFactors<kChannels>;
 
   static const Activation* row(const MatmulArgs& a, std::int64_t m) {
@@ -111,6 +112,30 @@ struct DecodedPanel {
     }
   }
 
+  /// kLanes rows from m on that lie in planes. Nothing is transposed, they are lanes already.
+  static void prepare_planes(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
+    const LaneRuns rows(a.planes->run_offsets, a.planes->run, m, a.M);
+    rows.with_load<Activation>(a.planes->readable_around, [&](auto load_row) { prepare_lanes(a, p, m, load_row); });
+  }
+
+  /// The same with what loads the activations of one k.
+  template <class LoadRow>
+  static QUANTO_INLINE void prepare_lanes(const MatmulArgs& a, const Prepared& p, std::int64_t m, LoadRow load_row) {
+    const auto* x = static_cast<const Activation*>(a.x);
+    const std::int64_t* k_offsets = a.planes->k_offsets;
+    const std::int64_t block = m / kBlockRows, apart = p.width(block), K = a.K;
+    std::uint32_t* out = p.lanes_at(block, 0) + m % kBlockRows;
+    BitLanes x_k[Step::kStep];
+    std::int64_t k = 0;
+    for (; k + Step::kStep <= K; k += Step::kStep, out += apart) {
+      QUANTO_UNROLL for (std::int64_t i = 0; i < Step::kStep; ++i) x_k[i] = load_row(x + k_offsets[k + i]);
+      store(out, Step::step_of(x_k), kLanes);
+    }
+    if (k == K) return;
+    for (std::int64_t i = 0; i < Step::kStep; ++i) x_k[i] = k + i < K ? load_row(x + k_offsets[k + i]) : BitLanes{};
+    store(out, Step::step_of(x_k), kLanes);
+  }
+
   /// From the lanes of kLanes rows from m on: the sums of their groups, and whether they are plain, each for all.
   static void summarize(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
     constexpr std::int64_t kSumsAtOnce = 4;  // additions need not wait for each other
@@ -140,12 +165,19 @@ struct DecodedPanel {
     __builtin_memset(p.plain + m, values.plain(), kLanes);
   }
 
-  /// Squares of kLanes rows, each by whoever has its first one.
+  static void prepare_rows(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
+    if constexpr (Step::kTakesPlanes) {
+      if (a.planes != nullptr) return prepare_planes(a, p, m);
+    }
+    for (std::int64_t step = 0; step < p.steps; step += kLanes) prepare_square(a, p, m, step);
+  }
+
+  /// kLanes rows at a time, each by whoever has the first one.
   static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
     const Prepared p(a);
     const std::int64_t filled = end == a.M ? p.rows : end;
     for (std::int64_t m = round_up(begin, kLanes); m < filled; m += kLanes) {
-      for (std::int64_t step = 0; step < p.steps; step += kLanes) prepare_square(a, p, m, step);
+      prepare_rows(a, p, m);
       if constexpr (kHasSums || !Step::kTakesAllValues) summarize(a, p, m);
     }
   }
@@ -391,7 +423,7 @@ struct DecodedPanel {
     const bool whole = p.begin == 0 && p.end == a.K;
     // What a single block multiplies once need not leave the L1 cache: a tile's codes are unpacked just before.
     Code* unpacked = u.rows <= kBlockRows ? scratch.codes : nullptr;
-    if (unpacked == nullptr) unpack_channels(a, u, 0, kChannels, p.begin, p.end, scratch.codes);
+    if (unpacked == nullptr) unpack_channels(a, u, 0, round_up(u.channels, kSums), p.begin, p.end, scratch.codes);
     const std::int64_t group = kGrouped ? p.begin / a.group_size : 0;
     for (std::int64_t m = 0; m < u.rows; m += kBlockRows) {
       const std::int64_t block = (u.m_begin + m) / kBlockRows;
@@ -466,8 +498,12 @@ struct DecodedPanel {
   static void store_sums(const MatmulArgs& a, const Unit& u, const Factors& factors, std::int64_t m, std::int64_t rows,
                          const float* sums) {
     const auto store_as = [&](auto type) {
-      store_rows<decltype(type), kSumsApart, is_affine_qtype(kQType)>(a, factors, u.n_begin, u.channels, u.m_begin + m,
-                                                                      rows, sums);
+      if (a.planes != nullptr && a.planes->run_outputs != nullptr) {
+        store_planes<decltype(type), kSumsApart>(a, factors, u.n_begin, u.channels, u.m_begin + m, rows, sums);
+      } else {
+        store_rows<decltype(type), kSumsApart, is_affine_qtype(kQType)>(a, factors, u.n_begin, u.channels,
+                                                                        u.m_begin + m, rows, sums);
+      }
     };
     if constexpr (kGrouped) {
       store_as(FloatLanes{});
@@ -540,8 +576,8 @@ struct DecodedPanel {
   }
 
   static constexpr MatmulKernel kKernel = {
-      "panel",    supports, workspace_bytes, prepare, Step::kTakesAllValues ? nullptr : serves_values, scratch_bytes,
-      unit_count, run};
+      "panel",    supports, workspace_bytes,   prepare, Step::kTakesAllValues ? nullptr : serves_values, scratch_bytes,
+      unit_count, run,      Step::kTakesPlanes};
 };
 
 }  // namespace

@@ -10,27 +10,43 @@
 #include "kernels/dots-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lanes-inl.h"
+#include "kernels/planes-inl.h"
 #include "kernels/transpose-inl.h"
 
 namespace quanto::kernels {
 namespace {
 
 /// One unit: up to kChannels channels and up to `most_rows` rows. All channels of some rows come before other rows.
-template <std::int64_t kChannels>
+/// Units are as equal as multiples of kChannelStep channels and of kRowStep rows allow: threads wait for who has the
+/// last.
+template <std::int64_t kChannels, std::int64_t kChannelStep, std::int64_t kRowStep>
 struct PanelUnit {
   std::int64_t n_begin, channels;
   std::int64_t m_begin, rows;
 
   PanelUnit(const MatmulArgs& a, std::int64_t most_rows, std::int64_t unit) {
-    const std::int64_t panels = ceil_div(a.N, kChannels);
-    n_begin = unit % panels * kChannels;
-    channels = smaller(kChannels, a.N - n_begin);
-    m_begin = unit / panels * most_rows;
-    rows = smaller(most_rows, a.M - m_begin);
+    const std::int64_t panels = panel_count(a, most_rows), panel = unit % panels;
+    const std::int64_t tiles = ceil_div(a.N, kChannelStep);
+    n_begin = tiles * panel / panels * kChannelStep;
+    channels = smaller(tiles * (panel + 1) / panels * kChannelStep, a.N) - n_begin;
+    const std::int64_t groups = ceil_div(a.M, most_rows), group = unit / panels;
+    const std::int64_t blocks = ceil_div(a.M, kRowStep);
+    m_begin = blocks * group / groups * kRowStep;
+    rows = smaller(blocks * (group + 1) / groups * kRowStep, a.M) - m_begin;
   }
 
   static std::int64_t count(const MatmulArgs& a, std::int64_t most_rows) {
-    return ceil_div(a.N, kChannels) * ceil_div(a.M, most_rows);
+    return panel_count(a, most_rows) * ceil_div(a.M, most_rows);
+  }
+
+ private:
+  /// Where there are few units they are narrower, which costs little: every tile reads all activations anyhow.
+  static std::int64_t panel_count(const MatmulArgs& a, std::int64_t most_rows) {
+    constexpr std::int64_t kFewUnits = 8;
+    const std::int64_t tiles = ceil_div(a.N, kChannelStep), groups = ceil_div(a.M, most_rows);
+    std::int64_t panels = ceil_div(a.N, kChannels);
+    while (panels * groups < kFewUnits && tiles >= 4 * panels) panels *= 2;
+    return panels;
   }
 };
 
@@ -151,6 +167,20 @@ inline void store_rows(const MatmulArgs& a, const ChannelFactors<kChannels>& f, 
       return store_as(OutputDType<DType::bfloat16>{});
     case DType::float16:
       return store_as(OutputDType<DType::float16>{});
+  }
+}
+
+/// The same into planes of results, in which rows are neighbours as they are in the sums. Rows have no scales: their
+/// activations are floats.
+template <class Sum, std::int64_t kApart, std::int64_t kChannels>
+inline void store_planes(const MatmulArgs& a, const ChannelFactors<kChannels>& f, std::int64_t n, std::int64_t channels,
+                         std::int64_t m, std::int64_t rows, const float* sums) {
+  for (std::int64_t first = 0; first < rows; first += kLanes) {
+    const LaneRuns to(a.planes->run_outputs, a.planes->run, m + first, a.M);
+    for (std::int64_t c = 0; c < channels; ++c) {
+      const FloatLanes sum = as_floats(load<Sum>(sums + c * kApart + first, kLanes));
+      to.store(a.y, a.y_dtype, (n + c) * a.planes->channel_stride, sum * broadcast(f.scale[c]) + broadcast(f.bias[c]));
+    }
   }
 }
 

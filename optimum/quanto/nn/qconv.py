@@ -61,7 +61,7 @@ class QConvMixin(QModuleMixin):
         return ConvWalk(self.stride, padding, self.dilation, self.padding_mode, self.groups)
 
     def kernel(self, rows: int) -> str:
-        if runs_kernels(self.walk(), rows, self.weight.shape[0]):
+        if runs_kernels(self.walk(), rows, self.weight.shape, self.weight.dtype):
             return linear_kernel(self.weight, rows)
         return weight_kernel(self.weight, lambda _: "decodes the weight for torch's convolution")
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import compositions
+from .library import active_isa
 
 
 class ConvWalk(NamedTuple):
@@ -40,15 +41,43 @@ class ConvWalk(NamedTuple):
 _FEW_POSITIONS = 64
 """Output positions for which a decoded weight is never worth its memory."""
 
+_READ_PLANES = active_isa() in ("avx2", "avx512", "avx512_bf16")
+"""Whether the kernels multiply many positions without patches as a matrix."""
 
-def runs_kernels(walk: ConvWalk, positions: int, filters: int) -> bool:
-    """Whether a convolution for so many output positions, in all images, multiplies patches with the codes.
+_POSITIONS_PER_FILTER = {torch.bfloat16: 4 if active_isa() == "avx512_bf16" else 1}
+"""Up to how many output positions for each filter the kernels are the faster way, where not 1."""
+
+
+def _dtypes_without_kernels() -> frozenset[torch.dtype]:
+    """Those that torch convolves element by element on this machine, in tens of times as long as float32."""
+    supported = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    return frozenset(
+        dtype
+        for dtype, name in supported.items()
+        if not (hasattr(torch.ops.mkldnn, name) and getattr(torch.ops.mkldnn, name)())
+    )
+
+
+_WITHOUT_KERNELS = _dtypes_without_kernels()
+
+
+def runs_kernels(walk: ConvWalk, positions: int, weight: Sequence[int], dtype: torch.dtype) -> bool:
+    """Whether a convolution for so many output positions, in all images, multiplies with the codes.
 
     Else the weight is decoded and torch's own convolution runs: in groups, where weights are few beside activations,
-    and for more positions than filters, where patches are more to copy than the weight is to decode
-    (`bench/conv_bench.py` measures both ways).
+    and for many positions, where preparing activations costs more than decoding the weight, unless torch has no fast
+    convolution for the dtype (`bench/conv_bench.py` measures both ways).
+
+    Args:
+        weight: its shape.
+        dtype: of the input.
     """
-    return walk.groups == 1 and positions <= max(_FEW_POSITIONS, filters)
+    filters, taps = weight[0], math.prod(weight[2:])
+    if walk.groups != 1:
+        return False
+    if dtype in _WITHOUT_KERNELS or positions <= max(_FEW_POSITIONS, filters * _POSITIONS_PER_FILTER.get(dtype, 1)):
+        return True
+    return _READ_PLANES and taps == 1 and max(walk.stride) == 1 and max(walk.padding) == 0
 
 
 class PackedLayout(NamedTuple):
@@ -110,7 +139,7 @@ def _input_grad(grad: Tensor, weight: Tensor, walk: ConvWalk, shape: torch.Size,
 def _conv(input: Tensor, bias: Tensor | None, layout: PackedLayout | None, walk: ConvWalk, *parts: Tensor) -> Tensor:
     size = parts[0].shape if layout is None else layout.size
     batch = 1 if input.ndim < len(size) else input.shape[0]
-    if not runs_kernels(walk, batch * math.prod(walk.outputs(input.shape, size)), size[0]):
+    if not runs_kernels(walk, batch * math.prod(walk.outputs(input.shape, size)), size, input.dtype):
         return compositions.convolve(input, _dequantize(layout, parts).to(input.dtype), bias, *walk)
     needs_grad = input.requires_grad or (bias is not None and bias.requires_grad)
     # A graph of torch.jit.trace cannot hold an autograd.Function; it is for inference.
