@@ -130,6 +130,29 @@ TEST(Quantize, EightBitCodesAndValuesFollowTheFormula) {
   });
 }
 
+/// Products with the reciprocal of a scale fall on the same side of every rounding boundary as quotients do: all
+/// significands of both, from less than half a code to beyond the largest one.
+TEST(Quantize, EveryQuotientOfTwoBFloat16SignificandsIsRoundedRight) {
+  constexpr std::int64_t kSignificands = 128, kExponents = 12;
+  constexpr int kFirstExponent = -3;
+  constexpr Shape kShape = {1, 2 * kExponents * kSignificands};
+  Floats base(DType::bfloat16, kShape.cols), scale(DType::bfloat16, 1);
+  for (std::int64_t i = 0; i < kShape.cols; ++i) {
+    const auto significand = 1.0f + static_cast<float>(i / 2 % kSignificands) / kSignificands;
+    const float magnitude = std::ldexp(significand, kFirstExponent + static_cast<int>(i / 2 / kSignificands));
+    base.set(i, i % 2 == 0 ? magnitude : -magnitude);
+  }
+  for (std::int64_t significand = 0; significand < kSignificands; ++significand) {
+    scale.set(0, 1.0f + static_cast<float>(significand) / kSignificands);
+    Bytes expected;
+    for (std::int64_t i = 0; i < kShape.cols; ++i) {
+      expected.push_back(testing::symmetric_code(DType::bfloat16, QType::qint8, base.at(i), scale.at(0)));
+    }
+    testing::for_each_isa(
+        [&] { EXPECT_EQ(symmetric_codes(base, QType::qint8, Axis::tensor, kShape, scale), expected); });
+  }
+}
+
 TEST(Quantize, AffineCodesAndValuesFollowTheFormula) {
   testing::for_each_isa([] {
     testing::for_each_case([](DType dtype, Axis axis, Shape s) {

@@ -1,31 +1,15 @@
 // Quantization and dequantization in one go, for rows whose scale was searched in the row itself: no code is stored,
 // and the division by the scale becomes a multiplication.
 //
-// The results are those of quantize-inl.h, bit for bit. The quotient x / scale, rounded to the dtype, is rounded again
-// to a code, so the product x * (1 / scale), which may be two units in the last place off, must fall on the same side
-// of every rounding boundary:
-// - bfloat16: x / scale is a quotient of integers below 2^8, a boundary an odd integer below 2^9 times a power of two.
-//   Two such numbers are not equal and differ by at least one part in 2^17; the product is exact to one part in 2^22.
-// - float32: where a product lies within 8 units in the last place of a boundary, its vector is divided after all.
-// Rows with scales that may overflow or vanish on the way, and float16, take the long way: quantize, then dequantize.
+// The results are those of quantize-inl.h, bit for bit: products of bfloat16 values as there. Where a product of
+// float32 ones lies within 8 units in the last place of a rounding boundary, its vector is divided after all. Rows with
+// scales that may overflow or vanish on the way, and float16, take the long way: quantize, then dequantize.
 #pragma once
 
 #include "kernels/quantize-inl.h"
 
 namespace quanto::kernels {
 namespace {
-
-template <class F>
-constexpr bool kIsFloat32 = F::kMaxBits == Float32::kMaxBits;
-template <class F>
-constexpr bool kIsFloat16 = F::kMaxBits == Float16::kMaxBits;
-
-/// A scale by whose reciprocal the values of its row can be multiplied: nothing overflows, and what becomes subnormal
-/// is far below half a code.
-template <class F>
-inline bool has_reciprocal(float scale) {
-  return !kIsFloat16<F> && scale >= 0x1p-100f && scale <= 0x1p100f;
-}
 
 /// Whether |v - code| comes within 8 units in the last place of 1/2, for |v| up to 128.
 inline IntLanes is_near_half(FloatLanes v, FloatLanes code) {

@@ -1,5 +1,11 @@
 // The kernels of quantize_table.h for the vector width of the including unit. Only IEEE additions, multiplications and
 // divisions and integer operations, so that every width computes the same bytes.
+//
+// Where one scale serves a row, bfloat16 values are multiplied by its reciprocal: 16 divisions take some ten cycles,
+// all else some five. The quotient x / scale, rounded to bfloat16, is rounded again to a code. So the product x * (1 /
+// scale), which may be two units in the last place off, must fall on the same side of every rounding boundary: x /
+// scale is a quotient of integers below 2^8, a boundary an odd integer between 2^8 and 2^9 times a power of two. Two
+// such numbers are not equal and differ by at least one part in 2^17; the product is exact to one part in 2^22.
 #pragma once
 
 #include <cstddef>
@@ -48,6 +54,13 @@ struct Float16 {
   static FloatLanes round_finite(FloatLanes v) { return round(v); }
 };
 
+template <class F>
+constexpr bool kIsFloat32 = F::kMaxBits == Float32::kMaxBits;
+template <class F>
+constexpr bool kIsFloat16 = F::kMaxBits == Float16::kMaxBits;
+template <class F>
+constexpr bool kIsBFloat16 = F::kMaxBits == BFloat16::kMaxBits;
+
 /// The first element of an array, in all lanes.
 template <class F>
 inline FloatLanes broadcast_first(const char* from) {
@@ -56,11 +69,9 @@ inline FloatLanes broadcast_first(const char* from) {
 
 inline FloatLanes widen_to_float(ByteLanes v) { return to_float((IntLanes)widen(v)); }
 
-/// Nearest integer, ties to even, for |v| <= 2^22.
-inline FloatLanes round_half_even(FloatLanes v) {
-  constexpr float kAnchor = 0x1.8p23f;
-  return (v + kAnchor) - kAnchor;
-}
+/// The lowest bits of its sum with a number |v| <= 2^22 are the nearest integer, ties to even.
+constexpr float kAnchor = 0x1.8p23f;
+inline FloatLanes round_half_even(FloatLanes v) { return (v + kAnchor) - kAnchor; }
 
 /// NaN gives `low`.
 inline FloatLanes clamp(FloatLanes v, float low, float high) {
@@ -109,7 +120,7 @@ template <class F, QType kQType>
 inline BitLanes symmetric_codes(FloatLanes ratio) {
   if constexpr (kQType == QType::qint8) {
     const FloatLanes number = is_nan(ratio) ? FloatLanes{} : ratio;
-    return (BitLanes)to_int(round_half_even(F::round_finite(clamp(number, -128.0f, 127.0f)))) & 0xffu;
+    return bits_from_float(F::round_finite(clamp(number, -128.0f, 127.0f)) + kAnchor) & 0xffu;
   } else {
     constexpr float kMax = largest_code<kQType>();
     // Operands of 16 bits give no NaN with lower bits than theirs, so rounding keeps it.
@@ -126,6 +137,29 @@ inline FloatLanes symmetric_values(ByteLanes codes) {
   }
 }
 
+/// A scale by whose reciprocal the values of its row can be multiplied: nothing overflows, and what becomes subnormal
+/// is far below half a code.
+template <class F>
+inline bool has_reciprocal(float scale) {
+  return !kIsFloat16<F> && scale >= 0x1p-100f && scale <= 0x1p100f;
+}
+
+/// Codes of quotients that ratio_of gives for the next `count` values from an index on.
+template <class F, QType kQType, class RatioOf>
+inline void quantize_row(const char* values, std::int64_t cols, std::uint8_t* codes, RatioOf ratio_of) {
+  const auto codes_of = [=](std::int64_t i, int count) { return symmetric_codes<F, kQType>(ratio_of(i, count)); };
+  std::int64_t whole = 0;
+  for (; whole + 4 * kLanes <= cols; whole += 4 * kLanes) {
+    for (int v = 0; v < 4 * kLanes * F::kBytes; v += 64)
+      __builtin_prefetch(values + whole * F::kBytes + kFetchAhead + v);
+    store_bytes(codes + whole, codes_of(whole, kLanes), codes_of(whole + kLanes, kLanes),
+                codes_of(whole + 2 * kLanes, kLanes), codes_of(whole + 3 * kLanes, kLanes));
+  }
+  for_chunks(cols - whole, [=](std::int64_t i, auto chunk) {
+    store(codes + whole + i, narrow_to_bytes(codes_of(whole + i, chunk.count)), chunk.count);
+  });
+}
+
 template <class F, QType kQType, bool kPerColumn>
 void quantize_symmetric_rows(const QuantizeArgs& args, std::int64_t begin, std::int64_t end) {
   const QuantizeArgs a = args;  // the compiler knows that stores of codes do not change a local
@@ -134,20 +168,19 @@ void quantize_symmetric_rows(const QuantizeArgs& args, std::int64_t begin, std::
     std::uint8_t* codes = a.codes_out + r * a.cols;
     const char* scales = scales_of_row<F>(a, r);
     const FloatLanes row_scale = broadcast_first<F>(scales);
-    const auto codes_of = [=](std::int64_t i, int count) {
+    if constexpr (kIsBFloat16<F> && !kPerColumn) {
+      if (has_reciprocal<F>(row_scale[0])) {
+        const FloatLanes reciprocal = 1.0f / row_scale;
+        quantize_row<F, kQType>(values, a.cols, codes, [=](std::int64_t i, int count) {
+          return F::load(values + i * F::kBytes, count) * reciprocal;
+        });
+        continue;
+      }
+    }
+    quantize_row<F, kQType>(values, a.cols, codes, [=](std::int64_t i, int count) {
       const FloatLanes scale = kPerColumn ? F::load(scales + i * F::kBytes, count) : row_scale;
       const FloatLanes ratio = F::load(values + i * F::kBytes, count) / scale;
-      return symmetric_codes<F, kQType>(scale == 0.0f ? FloatLanes{} : ratio);
-    };
-    std::int64_t whole = 0;
-    for (; whole + 4 * kLanes <= a.cols; whole += 4 * kLanes) {
-      for (int v = 0; v < 4 * kLanes * F::kBytes; v += 64)
-        __builtin_prefetch(values + whole * F::kBytes + kFetchAhead + v);
-      store_bytes(codes + whole, codes_of(whole, kLanes), codes_of(whole + kLanes, kLanes),
-                  codes_of(whole + 2 * kLanes, kLanes), codes_of(whole + 3 * kLanes, kLanes));
-    }
-    for_chunks(a.cols - whole, [=](std::int64_t i, auto chunk) {
-      store(codes + whole + i, narrow_to_bytes(codes_of(whole + i, chunk.count)), chunk.count);
+      return scale == 0.0f ? FloatLanes{} : ratio;
     });
   }
 }
