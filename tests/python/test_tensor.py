@@ -4,6 +4,7 @@ import io
 import pytest
 import torch
 from oracle import misfit
+from torch.utils import _pytree as pytree
 
 from optimum.quanto import (
     AbsmaxOptimizer,
@@ -57,9 +58,11 @@ def test_wrapper_survives_copies(weight):
 
 
 def test_compiled_code_has_little_to_check(weight):
-    names, _ = weight.__tensor_flatten__()
+    names, metadata = weight.__tensor_flatten__()
     assert all(type(getattr(weight, name)) is torch.Tensor for name in names)
     assert weight.__tensor_flatten__() is weight.__tensor_flatten__()
+    # Guards compare the metadata with a copy made in these two steps.
+    assert copy.deepcopy(pytree.tree_map_only(torch.SymInt, str, metadata)) is metadata
 
 
 def test_compiled_code_of_another_layout_is_not_reused():

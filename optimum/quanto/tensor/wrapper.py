@@ -5,6 +5,7 @@ those two lists.
 """
 
 from collections.abc import Callable, Mapping, MutableMapping
+from itertools import repeat
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -16,6 +17,20 @@ Self = TypeVar("Self", bound="WrapperTensor")
 
 # The dtypes of scales, and of the numbers that wrapper tensors stand for.
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Metadata(dict[str, Any]):
+    """Metadata that nobody changes: a copy of it is itself, and pytrees do not look inside.
+
+    Guards of compiled code compare a tensor's metadata with a copy of it on every call; identical values are equal at
+    once.
+    """
+
+    def __copy__(self) -> "Metadata":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Metadata":
+        return self
 
 
 class WrapperTensor(Tensor):
@@ -66,10 +81,11 @@ class WrapperTensor(Tensor):
         return self.__tensor_unflatten__(inner, self.metadata(), self.size(), self.stride())
 
     def __tensor_flatten__(self) -> tuple[list[str], dict[str, Any]]:
-        # Kept: the guards of compiled code ask for it several times on every call.
-        flattened: tuple[list[str], dict[str, Any]] | None = self.__dict__.get("_flattened")
-        if flattened is None:
-            flattened = self._flattened = self.traced_parts()
+        names, metadata = self.traced_parts()
+        flattened = names, Metadata(metadata)
+        # The guards of compiled code ask for it twice on every call. From now on they find a function that is no
+        # Python function, and returns this again and again.
+        self.__dict__["__tensor_flatten__"] = repeat(flattened).__next__
         return flattened
 
     @classmethod
