@@ -31,8 +31,11 @@ namespace {
 // Sums in registers, beside a decoded vector for each stripe or an activation for each row. A multiply-add every cycle
 // wants more sums than its latency suggests: with 8 the pipes of Zen 4 are at 75 %, with 16 at 93 %.
 constexpr int kSums = kVectorBytes == 64 ? 24 : 12;
-constexpr std::int64_t kRowsAtOnce = 12;
-constexpr std::int64_t kStripesPerUnit = 8;
+// Where registers are few, more rows than 6 leave a vector of activations no more than one decoded vector to meet.
+constexpr std::int64_t kRowsAtOnce = kVectorBytes == 64 ? 12 : 6;
+/// A multiple of what is multiplied at once, whatever the number of rows.
+template <class Dots>
+constexpr std::int64_t kStripesPerUnit = kVectorBytes == 64 || is_affine_qtype(Dots::kQType) ? 8 : 24;
 /// How far ahead of their use codes are fetched: in bytes of each stripe, and for a single row of all stripes together.
 constexpr std::int64_t kFetchAhead = 2048;
 template <class Dots>
@@ -75,9 +78,16 @@ QUANTO_INLINE std::int64_t stripe_count(const MatmulArgs& a) {
 }
 
 /// The sizes of blocks of rows that code is generated for: what a number of rows up to kRowsAtOnce is padded to.
-constexpr std::int64_t padded_block(std::int64_t rows) { return rows <= 4 ? rows : round_up(rows, 2); }
+constexpr std::int64_t padded_block(std::int64_t rows) {
+  return rows <= 4 || kVectorBytes < 64 ? rows : round_up(rows, 2);
+}
+/// Rows that are multiplied at once: as equal parts of them as blocks allow.
+constexpr std::int64_t block_rows(std::int64_t rows) {
+  return padded_block(ceil_div(rows, ceil_div(rows, kRowsAtOnce)));
+}
 constexpr std::int64_t padded_rows(std::int64_t rows) {
-  return rows / kRowsAtOnce * kRowsAtOnce + padded_block(rows % kRowsAtOnce);
+  const std::int64_t block = block_rows(rows);
+  return rows / block * block + padded_block(rows % block);
 }
 
 /// What prepare() leaves for run(): the activations in the order of the chunks, the sums of their groups, and whether
@@ -91,11 +101,12 @@ struct PreparedRows {
   float* sums;
   bool* plain;
   std::int64_t rows;  ///< a.M, filled up with zeros
-  std::int64_t chunks, sums_each;
+  std::int64_t block_rows, chunks, sums_each;
 
   explicit PreparedRows(const MatmulArgs& a)
       : activations(static_cast<typename Dots::X*>(a.workspace)),
         rows(padded_rows(a.M)),
+        block_rows(kernels::block_rows(a.M)),
         chunks(ceil_div(a.K, Dots::kChunk)),
         sums_each(kHasSums ? round_up(a.groups, kLanes) : 0) {
     sums = reinterpret_cast<float*>(activations + rows * chunks * Dots::kVectors);
@@ -109,8 +120,8 @@ struct PreparedRows {
   }
   /// Chunk c of row m; the following rows of its block are kVectors further each.
   typename Dots::X* x(std::int64_t m, std::int64_t c) const {
-    const std::int64_t block = m / kRowsAtOnce * kRowsAtOnce;
-    const std::int64_t together = smaller(kRowsAtOnce, rows - block);
+    const std::int64_t block = m / block_rows * block_rows;
+    const std::int64_t together = smaller(block_rows, rows - block);
     return activations + (block * chunks + c * together + (m - block)) * Dots::kVectors;
   }
   float* group_sums(std::int64_t m) const { return sums + m * sums_each; }
@@ -172,24 +183,25 @@ struct UnitScratch {
 
   UnitScratch(const MatmulArgs& a, void* memory)
       : totals(static_cast<FloatLanes*>(memory)),
-        scales(reinterpret_cast<float*>(totals + kStripesPerUnit * Dots::kFields * padded_rows(a.M))),
+        scales(reinterpret_cast<float*>(totals + kStripesPerUnit<Dots> * Dots::kFields * padded_rows(a.M))),
         rows(padded_rows(a.M)),
         groups(PreparedRows<Dots>::kAffine ? a.groups : 0) {
-    offsets = scales + Dots::kFields * kStripesPerUnit * groups + kLanes;  // vectors end behind the last of either
-    maybe_nan = reinterpret_cast<bool*>(offsets + kStripesPerUnit * groups + kLanes);
+    offsets =
+        scales + Dots::kFields * kStripesPerUnit<Dots> * groups + kLanes;  // vectors end behind the last of either
+    maybe_nan = reinterpret_cast<bool*>(offsets + kStripesPerUnit<Dots> * groups + kLanes);
   }
 
   std::size_t bytes() const {
-    const auto channels = static_cast<std::size_t>(kStripesPerUnit * Dots::kFields);
-    const std::int64_t floats = kStripesPerUnit * (Dots::kFields + 1) * groups + 2 * kLanes;
+    const auto channels = static_cast<std::size_t>(kStripesPerUnit<Dots> * Dots::kFields);
+    const std::int64_t floats = kStripesPerUnit<Dots> * (Dots::kFields + 1) * groups + 2 * kLanes;
     return channels * static_cast<std::size_t>(rows) * sizeof(FloatLanes) +
-           static_cast<std::size_t>(floats) * sizeof(float) + kStripesPerUnit * sizeof(bool);
+           static_cast<std::size_t>(floats) * sizeof(float) + kStripesPerUnit<Dots> * sizeof(bool);
   }
   FloatLanes* totals_of(std::int64_t stripe, int field) const {
     return totals + (stripe * Dots::kFields + field) * rows;
   }
   float* scales_of(std::int64_t stripe, int field) const {
-    return scales + (field * kStripesPerUnit + stripe) * groups;
+    return scales + (field * kStripesPerUnit<Dots> + stripe) * groups;
   }
 };
 
@@ -240,12 +252,12 @@ struct FewRowsFetch {
 
 /// Where the scales of some stripes are, in the scratch memory of a unit. Addresses are made as they are needed: all of
 /// them would fill the registers and then the stack.
-template <int kStripes>
+template <class Dots, int kStripes>
 struct UnitScales {
   const float* of_stripe[kStripes];
   std::int64_t field_step;
 
-  UnitScales(const float* first, std::int64_t groups) : field_step(kStripesPerUnit * groups) {
+  UnitScales(const float* first, std::int64_t groups) : field_step(kStripesPerUnit<Dots> * groups) {
     for (int s = 0; s < kStripes; ++s) of_stripe[s] = first + s * groups;
   }
   QUANTO_INLINE const float* of(int s, int f, std::int64_t j) const {
@@ -259,12 +271,17 @@ struct UnitScales {
 template <int kCount>
 constexpr bool kHoldsTotals = 3 * kCount <= kSums;
 
+/// Whether codes are decoded from where they have been prepared in memory.
+template <class Dots>
+constexpr bool kThroughMemory = requires(typename Dots::Codes& codes) {
+  Dots::put_into_memory(codes);
+};
+
 /// Sums of products in registers.
 template <class Dots, int kStripes, int kFirst, int kFields, int kRows>
 struct BlockSums {
   using Sum = typename SumsOf<Dots>::Sum;
   Sum of[kStripes][kFields][kRows];
-  WholeBytes nan_marks;  ///< of all stripes, where codes are decoded without their NaN
 
   template <class Visit>
   QUANTO_INLINE void for_each(Visit visit) {
@@ -294,18 +311,35 @@ struct BlockSums {
     QUANTO_IN_REGISTER(of[s][f][m]);
   }
 
+  /// Looks for NaN codes that are decoded to numbers, in all stripes together.
+  static QUANTO_INLINE void mark_nan(const FewRowsBlock& block, std::int64_t offset, WholeBytes& marks) {
+    constexpr bool kRegisterIsFree = kVectorBytes == 64 || kStripes * kRows < kSums;
+    WholeBytes new_marks = kRegisterIsFree ? marks : WholeBytes{};
+    QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
+      new_marks = Dots::mark_nan(block.codes + s * block.apart + offset, new_marks);
+      QUANTO_IN_REGISTER(new_marks);
+    }
+    if constexpr (kRegisterIsFree) {
+      marks = new_marks;
+    } else {
+      marks = larger_bytes(marks, new_marks);
+      asm("" : "+m"(marks));
+    }
+  }
+
   /// What there is less of, activations or decoded codes, waits in registers for the other.
-  QUANTO_INLINE void add_chunk(const FewRowsBlock& block, std::int64_t offset, const typename Dots::X* x) {
-    typename Dots::Codes loaded[kStripes];
+  QUANTO_INLINE void add_chunk(const FewRowsBlock& block, std::int64_t offset, const typename Dots::X* x,
+                               WholeBytes& nan_marks) {
+    typename Dots::Codes codes_of_stripes[kStripes];
+    typename Dots::Codes* loaded = codes_of_stripes;
+    // Zen 5 is slow to load from the stack half of what was stored there; it knows the stack by the address register.
+    if constexpr (kThroughMemory<Dots>) asm("" : "+r"(loaded));
     QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
       loaded[s] = Dots::load_codes(block.codes + s * block.apart + offset);
-      if constexpr (requires { Dots::put_into_memory(loaded[s]); }) Dots::put_into_memory(loaded[s]);
-      if constexpr (!Dots::kDecodesNan) {
-        nan_marks = Dots::mark_nan(block.codes + s * block.apart + offset, nan_marks);
-        QUANTO_IN_REGISTER(nan_marks);
-      }
+      if constexpr (kThroughMemory<Dots>) Dots::put_into_memory(loaded[s]);
       if constexpr (kIsOneField<Dots>) loaded[s] = Dots::shifted(loaded[s], bits_of(Dots::kQType) * block.field);
     }
+    if constexpr (!Dots::kDecodesNan) mark_nan(block, offset, nan_marks);
     QUANTO_UNROLL for (int v = 0; v < Dots::kVectors; ++v) {
       if constexpr (kRows <= kStripes * kFields) {
         typename Dots::X rows[kRows];
@@ -338,7 +372,8 @@ struct BlockSums {
 
   /// The chunks of [begin, end), counted from the block's first code on; `x` is that of `begin`.
   QUANTO_INLINE void add_chunks(const FewRowsBlock& block, const FewRowsFetch<Dots, kStripes, kRows>& fetch,
-                                std::int64_t begin, std::int64_t end, const typename Dots::X* x) {
+                                std::int64_t begin, std::int64_t end, const typename Dots::X* x,
+                                WholeBytes& nan_marks) {
     // A single row reads codes once: kept out of the outer caches, they leave there what the rest of a model works
     // with. Decoding a small language model takes a fifth less time so.
     constexpr int kLocality = kRows == 1 ? 0 : 3;
@@ -350,7 +385,7 @@ struct BlockSums {
         const std::uint8_t* fetched = fetch.of(block, i);
         QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * block.apart, 0, kLocality);
       }
-      add_chunk(block, i, x);
+      add_chunk(block, i, x, nan_marks);
     }
   }
 };
@@ -372,22 +407,23 @@ QUANTO_INLINE void multiply_block(const MatmulArgs& a, const FewRowsBlock& block
   if constexpr (!is_affine_qtype(Dots::kQType)) {
     using Sum = typename Sums::Sum;  // totals of integers are their bits
     sums.for_each([&](int s, int f, int m, Sum& sum) { sum = (Sum)totals[s][f][m]; });
-    if constexpr (!Dots::kDecodesNan) sums.nan_marks = WholeBytes{};
-    sums.add_chunks(block, fetch, 0, block.depth, x);
+    WholeBytes nan_marks{};
+    sums.add_chunks(block, fetch, 0, block.depth, x, nan_marks);
     sums.for_each([&](int s, int f, int m, Sum& sum) { totals[s][f][m] = (FloatLanes)sum; });
     if constexpr (!Dots::kDecodesNan) {
-      const bool found = any((IntLanes)(sums.nan_marks == 0xff) != 0);
+      const bool found = any((IntLanes)(nan_marks == 0xff) != 0);
       for (int s = 0; s < kStripes; ++s) scratch.maybe_nan[block.stripe + s] |= found;
     }
     return;
   }
   const std::int64_t group_size = a.groups == 1 ? round_up(a.K, Dots::kChunk) : a.group_size;
   const std::int64_t first_group = block.k / group_size;
-  const UnitScales<kStripes> scales(scratch.scales_of(block.stripe, kFirst) + first_group, scratch.groups);
+  const UnitScales<Dots, kStripes> scales(scratch.scales_of(block.stripe, kFirst) + first_group, scratch.groups);
   const auto multiply_groups = [&](auto& sums_of_groups) __attribute__((always_inline)) {
     const auto multiply_run = [&](std::int64_t k, std::int64_t run) __attribute__((always_inline)) {
       sums = Sums{};
-      sums.add_chunks(block, fetch, k, k + run, x + k / Dots::kChunk * (kRows * Dots::kVectors));
+      WholeBytes nan_marks{};
+      sums.add_chunks(block, fetch, k, k + run, x + k / Dots::kChunk * (kRows * Dots::kVectors), nan_marks);
     };
     const auto scale_by = [&](std::int64_t j) __attribute__((always_inline)) {
       sums.add_scaled([&](int s, int f) { return broadcast(*scales.of(s, f, j)); }, sums_of_groups);
@@ -478,7 +514,9 @@ __attribute__((noinline)) void multiply_blocks(const MatmulArgs& a, FewRowsBlock
 
 /// How the sums in registers are shared out: the fields of a byte first, then stripes. Where there are 32, one row of
 /// packed codes takes fewer stripes, so that the totals of groups find room beside them: 0.8 of the time where weights
-/// are in a cache already. 8-bit codes are read up to 10 % faster from four places than from eight.
+/// are in a cache already. 8-bit codes are read up to 10 % faster from four places than from eight. Where there are 16,
+/// those of 8-bit codes need not be powers of two: four rows of three stripes have twelve sums, which leave registers
+/// for three decoded vectors and one of activations, but none for what preparing codes in memory takes.
 constexpr int power_of_two_up_to(int most) { return most >= 8 ? 8 : most >= 4 ? 4 : most >= 2 ? 2 : 1; }
 template <class Dots, int kRows>
 constexpr int kFieldsAtOnce = smaller(Dots::kFields, power_of_two_up_to(kSums / kRows));
@@ -489,8 +527,10 @@ constexpr int kMostFields =  // of all stripes together
     : kRows == 1                     ? kSums / 3
                                      : kSums;
 template <class Dots, int kRows>
-constexpr int kStripesAtOnce = power_of_two_up_to(smaller(kMostFields<Dots, kRows>, kSums / kRows) /
-                                                  kFieldsAtOnce<Dots, kRows>);
+constexpr int kStripesAtOnce =
+    kVectorBytes<64 && kRows> 1 && !is_affine_qtype(Dots::kQType) && !(kThroughMemory<Dots> && kRows == 4)
+        ? kSums / kRows
+        : power_of_two_up_to(smaller(kMostFields<Dots, kRows>, kSums / kRows) / kFieldsAtOnce<Dots, kRows>);
 
 /// All fields of `count` times kStripes stripes: of each in turn.
 template <class Dots, int kStripes, int kRows, int kFirst = 0>
@@ -509,7 +549,7 @@ inline void multiply_stripes(const MatmulArgs& a, FewRowsBlock block, std::int64
                              const UnitScratch<Dots>& scratch) {
   constexpr int kStripes = kStripesAtOnce<Dots, kRows>;
   // Where registers hold the sums of some fields only, the codes of all of them are still at hand for the others.
-  const std::int64_t most = kFieldsAtOnce<Dots, kRows> == Dots::kFields ? kStripesPerUnit : 1;
+  const std::int64_t most = kFieldsAtOnce<Dots, kRows> == Dots::kFields ? kStripesPerUnit<Dots> : 1;
   const std::uint8_t* after = block.next;
   while (block.stripe < last) {
     const std::int64_t left = last - block.stripe;
@@ -523,25 +563,24 @@ inline void multiply_stripes(const MatmulArgs& a, FewRowsBlock block, std::int64
 }
 
 /// `count` <= kRows rows, a number that padded_block() gives.
-template <class Dots, int kRows>
-inline void multiply_rest(const MatmulArgs& a, const FewRowsBlock& block, std::int64_t last, std::int64_t count,
+template <class Dots, int kRows = kRowsAtOnce>
+inline void multiply_rows(const MatmulArgs& a, const FewRowsBlock& block, std::int64_t last, std::int64_t count,
                           const UnitScratch<Dots>& scratch) {
   if constexpr (kRows > 0) {
     if constexpr (padded_block(kRows) == kRows) {
       if (count == kRows) return multiply_stripes<Dots, kRows>(a, block, last, scratch);
     }
-    multiply_rest<Dots, kRows - 1>(a, block, last, count, scratch);
+    multiply_rows<Dots, kRows - 1>(a, block, last, count, scratch);
   }
 }
 
 template <class Dots>
 inline void multiply_all_rows(const MatmulArgs& a, FewRowsBlock block, std::int64_t last,
                               const UnitScratch<Dots>& scratch) {
-  const std::int64_t rows = padded_rows(a.M);
-  for (; block.m + kRowsAtOnce <= rows; block.m += kRowsAtOnce) {
-    multiply_stripes<Dots, kRowsAtOnce>(a, block, last, scratch);
+  const std::int64_t rows = padded_rows(a.M), each = block_rows(a.M);
+  for (; block.m < rows; block.m += each) {
+    multiply_rows<Dots>(a, block, last, smaller(each, rows - block.m), scratch);
   }
-  multiply_rest<Dots, kRowsAtOnce - 1>(a, block, last, rows - block.m, scratch);
 }
 
 /// Codes that are multiplied before the next stripes are: whole chunks and whole groups, so that a row's sums do not
@@ -551,7 +590,7 @@ inline void multiply_all_rows(const MatmulArgs& a, FewRowsBlock block, std::int6
 /// bytes a cycle from L2, where eight rows took up to 1.7 times as long.
 template <class Dots>
 QUANTO_INLINE std::int64_t segment_depth(const MatmulArgs& a) {
-  const std::int64_t rows = smaller(kRowsAtOnce, padded_rows(a.M));
+  const std::int64_t rows = block_rows(a.M);
   if (rows == 1) return a.K;
   const std::int64_t bytes = (rows <= 4 ? 128 : 24) << 10;
   const std::int64_t most = bytes / (rows * Dots::kVectors * static_cast<std::int64_t>(sizeof(typename Dots::X)));
@@ -582,7 +621,7 @@ inline void multiply_stripe_range(const MatmulArgs& a, const StripeCodes& codes,
     multiply_all_rows<Dots>(a, {codes.first + k, a.K, next, later, begin, 0, k, depth, codes.field}, end, scratch);
   }
   if (whole == codes.end) return;
-  std::uint8_t rest[kStripesPerUnit * Dots::kChunk] = {};
+  std::uint8_t rest[kStripesPerUnit<Dots> * Dots::kChunk] = {};
   for (std::int64_t s = begin; s < end; ++s) {
     __builtin_memcpy(rest + (s - begin) * Dots::kChunk, codes.first + (s - begin) * a.K + whole,
                      static_cast<std::size_t>(codes.end - whole));
@@ -797,11 +836,11 @@ void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::in
   const PreparedRows<Dots> rows(a);
   const UnitScratch<Dots> scratch(a, memory);
   for (std::int64_t unit = begin; unit < end; ++unit) {
-    const std::int64_t first = unit * kStripesPerUnit;
-    const std::int64_t count = smaller(kStripesPerUnit, stripe_count<Dots>(a) - first);
+    const std::int64_t first = unit * kStripesPerUnit<Dots>;
+    const std::int64_t count = smaller(kStripesPerUnit<Dots>, stripe_count<Dots>(a) - first);
     start_channels<Dots>(a, first, count, rows, scratch);
-    const std::int64_t next = first + kStripesPerUnit;
-    fetch_scales<Dots>(a, next, smaller(kStripesPerUnit, stripe_count<Dots>(a) - next));
+    const std::int64_t next = first + kStripesPerUnit<Dots>;
+    fetch_scales<Dots>(a, next, smaller(kStripesPerUnit<Dots>, stripe_count<Dots>(a) - next));
     if constexpr (kIsOneField<Dots>) {
       multiply_channels<Dots>(a, first, count, scratch);
     } else {
@@ -826,7 +865,7 @@ bool few_rows_supports(const MatmulArgs& a) {
 
 template <class Dots>
 std::int64_t few_rows_unit_count(const MatmulArgs& a) {
-  return ceil_div(stripe_count<Dots>(a), kStripesPerUnit);
+  return ceil_div(stripe_count<Dots>(a), kStripesPerUnit<Dots>);
 }
 
 template <class Dots, DType kDType, std::int64_t kMostRows>

@@ -259,15 +259,15 @@ inline FloatLanes lesser_of(FloatLanes a, FloatLanes b) {
 }
 
 typedef std::uint8_t WholeBytes __attribute__((vector_size(kVectorBytes)));
-#if defined(__AVX2__)
 inline WholeBytes larger_bytes(WholeBytes a, WholeBytes b) {
 #if defined(__AVX512F__)
   return (WholeBytes)_mm512_max_epu8((__m512i)a, (__m512i)b);
-#else
+#elif defined(__AVX2__)
   return (WholeBytes)_mm256_max_epu8((__m256i)a, (__m256i)b);
+#else
+  return a > b ? a : b;
 #endif
 }
-#endif
 
 /// True if a lane of a comparison's result is.
 inline bool any(IntLanes mask) {
