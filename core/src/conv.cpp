@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -260,7 +261,7 @@ class InputPlanes {
   }
 
  private:
-  static constexpr Index kAround = 16;  // kernels::Planes::readable_around
+  static constexpr Index kAround = kernels::Planes::kAround;
 
   Segment segment(Index number) const {
     const Index image = block_.begin / out_height_ + number;
@@ -387,8 +388,7 @@ class Convolution {
         y_(y),
         planar_(x.layout == ImageLayout::planar),
         width_(shape.width.outputs()),
-        planes_(shape, x, shape.width.stride, has_planes(shape, x) && shape.width.stride == 1 && is_single_tap()),
-        patches_(shape, x) {}
+        planes_(shape, x, shape.width.stride, has_planes(shape, x) && shape.width.stride == 1 && is_single_tap()) {}
 
   void run() {
     const Index rows = shape_.batch * shape_.height.outputs();
@@ -437,12 +437,13 @@ class Convolution {
 
   void multiply_patches(const Block& block) {
     const Index K = depth_of(shape_), N = w_.out_features;
-    if (gathered_ == nullptr) {
+    if (!patches_.has_value()) {
+      patches_.emplace(shape_, x_);
       gathered_ = allocate(static_cast<std::size_t>(step_ * width_ * K) * sizeof(T));
       products_ = allocate(planar_ ? static_cast<std::size_t>(step_ * width_ * N) * sizeof(T) : 0);
     }
     auto* matrix = static_cast<T*>(gathered_.get());
-    patches_.gather(block, matrix);
+    patches_->gather(block, matrix);
     T* out = planar_ ? static_cast<T*>(products_.get()) : y_ + block.begin * width_ * N;
     matmul({matrix, x_.dtype, positions(block), K}, w_, bias_, out);
     if (planar_) store_planar(shape_, block, N, out, y_);
@@ -457,9 +458,9 @@ class Convolution {
   Index width_, step_ = 0;
   InputPlanes<T> planes_;
   std::vector<Index> run_offsets_, run_outputs_, tap_offsets_;
-  GrowingBuffer workspace_;  ///< of multiply_planes
-  Patches<T> patches_;
-  Buffer gathered_, products_;  ///< of multiply_patches
+  GrowingBuffer workspace_;            ///< of multiply_planes
+  std::optional<Patches<T>> patches_;  ///< of multiply_patches, as the next
+  Buffer gathered_, products_;
 };
 
 }  // namespace

@@ -16,10 +16,12 @@ namespace quanto::kernels {
 /// convolution's, whose rows are the output positions. Rows come in runs; x[run_offsets[r] + i + k_offsets[k]] is the
 /// k-th activation of the i-th row of run r.
 struct Planes {
+  static constexpr std::int64_t kAround = 16;
+
   std::int64_t run;                 ///< rows in each run
   const std::int64_t* run_offsets;  ///< M / run elements
   const std::int64_t* k_offsets;    ///< K elements
-  bool readable_around;             ///< 16 elements before and after each run may be read
+  bool readable_around;             ///< kAround elements before and after each run may be read
   /// Where the results of each run lie, if y consists of planes too: y[run_outputs[r] + i + n * channel_stride]. Null:
   /// y is M x N as ever.
   const std::int64_t* run_outputs;
