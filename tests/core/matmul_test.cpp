@@ -66,6 +66,7 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
   add(14, 340, 1100, 0);                                               // and more channels than are multiplied together
   add(37, 340, 1100, 0);                                               // the same with more than a few rows
   add(514, 34, 1200, 0);
+  add(8, 23, 9001, 0);  // a few rows deeper than one block of k
   if (!is_affine(qtype)) return shapes;
   for (const std::int64_t group_size : {1, 7, 32, 64, 96, 128, 160}) {
     for (const std::int64_t N : {1, 3, 6, 8, 65, 68, 72}) {
@@ -77,6 +78,10 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
     for (const std::int64_t M : {14, 37}) add(M, 340, 1056 / group_size * group_size, group_size);
   }
   for (const std::int64_t M : {3, 37}) add(M, 68, 1280, 640);  // groups deeper than one block of k
+  for (const std::int64_t M : {2, 3, 4, 6, 8}) {
+    for (const std::int64_t group_size : {32, 64, 96, 128}) add(M, 76, 18 * group_size, group_size);
+  }
+  add(8, 20, 8832, 128);  // a few rows deeper than one block of k
   return shapes;
 }
 

@@ -7,6 +7,7 @@
 #include "kernels/few_rows-inl.h"
 #include "kernels/int8_dots-inl.h"
 #include "kernels/panel-inl.h"
+#include "kernels/quarter_lanes-inl.h"
 
 namespace quanto::kernels {
 namespace {
@@ -33,17 +34,38 @@ template <QType kQType>
 constexpr MatmulKernel kBf16Lanes =
     ChannelLanes<Bf16Columns<kQType>, fewest_lane_rows(bits_of(kQType)), kMostLaneRows>::kKernel;
 
+template <QType kQType, std::int64_t kFewestRows, std::int64_t kMostRows>
+constexpr MatmulKernel kBf16Quarters = QuarterLanes<Bf16Columns<kQType>, kFewestRows, kMostRows>::kKernel;
+
+/// More rows of int8 lose where K is small.
+constexpr std::int64_t most_quarter_rows(QType qtype) { return qtype == QType::qint8 ? 6 : 8; }
+
 template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
   static constexpr MatmulKernel kKernels[] = {
+      kBf16Quarters<kQType, 5, most_quarter_rows(kQType)>,
       kBf16Lanes<kQType>,
       kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
   };
 };
-template <QType kQType>
-struct Cell<kQType, true> {
+template <>
+struct Cell<QType::qint4, true> {
+  static constexpr QType kQType = QType::qint4;
   static constexpr MatmulKernel kKernels[] = {
+      kBf16Quarters<kQType, 3, 8>,
+      kBf16Lanes<kQType>,
+      kBf16Panel<kQType>,
+      kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
+      kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPanelRows - 1>,
+  };
+};
+template <>
+struct Cell<QType::qint2, true> {
+  static constexpr QType kQType = QType::qint2;
+  static constexpr MatmulKernel kKernels[] = {
+      kBf16Quarters<kQType, 2, 4>,
+      kBf16Quarters<kQType, 7, 8>,  // six rows have sums enough for all fields in channel_lanes, but not in it
       kBf16Lanes<kQType>,
       kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,

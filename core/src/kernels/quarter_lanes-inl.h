@@ -1,0 +1,493 @@
+// The kernel for a few rows, more than one, with AVX-512: a lane has four codes of a channel, the four lanes of 128
+// bits, a quarter of a vector, are four channels, and quarters are neighbours along K.
+//
+// Four stripes of 64 bytes become such columns by eight shuffles within quarters, which AMD's cores do on all four of
+// their vector ports, beside dot products and without a store. The activations lie as neighbours too, and a shuffle of
+// the same kind repeats one for the four channels of its quarter. So channel_lanes-inl.h, whose columns take shuffles
+// across quarters, a store and a phase of their own, is better only where rows make up for that. And few_rows-inl.h,
+// whose vectors are of one channel each, scales four times as many sums for each group.
+//
+// Columns (bf16_columns-inl.h, float_columns-inl.h) says what a column decodes to and what it is multiplied with. Codes
+// are multiplied as they are, and what shifts contribute comes from the sums of the activations, as in few_rows-inl.h.
+// The order of the additions is the same for every row, whatever the others are: that of K, cut where groups end.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/args-inl.h"
+#include "kernels/decode-inl.h"
+#include "kernels/dots-inl.h"
+#include "kernels/few_rows-inl.h"
+#include "kernels/kernel_table.h"
+#include "kernels/lanes-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+/// The columns of four stripes, of which it takes two at once.
+struct QuarterColumns {
+  /// Columns 2 * half and 2 * half + 1 of the vectors at `codes` and `apart` after one another: in quarter q of column
+  /// j, lane 4 * q + j of each.
+  static QUANTO_INLINE void load(const std::uint8_t* codes, std::int64_t apart, int half, BitLanes (&columns)[2]) {
+    const auto stripe = [&](int i) { return _mm512_loadu_si512(codes + i * apart); };
+    transpose_half(stripe(0), stripe(1), stripe(2), stripe(3), half, columns);
+  }
+  static QUANTO_INLINE void transpose_half(__m512i a, __m512i b, __m512i c, __m512i d, int half,
+                                           BitLanes (&columns)[2]) {
+    const __m512i ab = half == 0 ? _mm512_unpacklo_epi32(a, b) : _mm512_unpackhi_epi32(a, b);
+    const __m512i cd = half == 0 ? _mm512_unpacklo_epi32(c, d) : _mm512_unpackhi_epi32(c, d);
+    columns[0] = (BitLanes)_mm512_unpacklo_epi64(ab, cd);
+    columns[1] = (BitLanes)_mm512_unpackhi_epi64(ab, cd);
+  }
+  /// Lane j of each quarter in all of its lanes.
+  template <int kColumn, class X>
+  static QUANTO_INLINE X repeat(X x) {
+    return (X)_mm512_shuffle_epi32((__m512i)x, static_cast<_MM_PERM_ENUM>(0x55 * kColumn));
+  }
+};
+
+template <class Columns, std::int64_t kFewestRows, std::int64_t kMostRows>
+struct QuarterLanes {
+  static constexpr QType kQType = Columns::kQType;
+  static constexpr bool kGrouped = is_affine_qtype(kQType);
+  static constexpr int kFields = Columns::kFields;
+  static constexpr int kVectors = Columns::kVectors;  // that a column decodes to, of each field
+  static constexpr std::int64_t kChunk = kVectorBytes;
+  static constexpr int kSetStripes = 4;
+  static constexpr int kSetsPerUnit = kLanes / kSetStripes;
+  static_assert(kMostRows <= kRowsAtOnce);
+  /// Sums in registers. More of them would push out the columns of several sets: three to six rows took up to 1.3 times
+  /// as long.
+  static constexpr int kMostSums = 16;
+  static constexpr std::int64_t kMostStraddlingRows = 4;  // see supports()
+
+  template <int kRows>
+  static constexpr int kFieldsAtOnce = smaller(kFields, power_of_two_up_to(kMostSums / kRows));
+  template <int kRows>
+  static constexpr int kSetsAtOnce = smaller(kSetsPerUnit,
+                                             power_of_two_up_to(kMostSums / kRows / kFieldsAtOnce<kRows>));
+
+  /// What prepare() leaves for run(): the activations of a chunk, row after row, in kVectors vectors each, of which
+  /// lane i meets column i; the sums of their groups; whether every one is of a magnitude that this kernel serves.
+  struct Prepared {
+    typename Columns::X* activations;
+    float* sums;
+    bool* plain;
+    std::int64_t rows;  ///< M, filled up with zeros
+    std::int64_t chunks, sums_each;
+
+    explicit Prepared(const MatmulArgs& a)
+        : activations(static_cast<typename Columns::X*>(a.workspace)),
+          rows(padded_block(a.M)),
+          chunks(ceil_div(a.K, kChunk)),
+          sums_each(kGrouped ? round_up(a.groups, kLanes) : 0) {
+      sums = reinterpret_cast<float*>(activations + rows * chunks * kVectors);
+      plain = reinterpret_cast<bool*>(sums + rows * sums_each);
+    }
+    std::size_t bytes() const {
+      return static_cast<std::size_t>(rows) * (static_cast<std::size_t>(chunks * kVectors) * kVectorBytes +
+                                               static_cast<std::size_t>(sums_each) * sizeof(float) + sizeof(bool));
+    }
+    typename Columns::X* x(std::int64_t m, std::int64_t chunk) const {
+      return activations + (chunk * rows + m) * kVectors;
+    }
+    float* sums_of(std::int64_t m) const { return sums + m * sums_each; }
+  };
+  static std::size_t workspace_bytes(const MatmulArgs& a) { return Prepared(a).bytes(); }
+
+  static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
+    const Prepared p(a);
+    if (end == a.M) end = p.rows;
+    for (std::int64_t m = begin; m < end; ++m) {
+      const std::int64_t K = m < a.M ? a.K : 0;
+      bool plain = true;
+      for (std::int64_t c = 0; c < p.chunks; ++c) {
+        FloatLanes words[kVectors];  // those of a column beside each other
+        for (int v = 0; v < kVectors; ++v) {
+          const std::int64_t k = c * kChunk + v * (kChunk / kVectors);
+          words[v] = K > 0 ? (FloatLanes)Columns::load_words(a.x, m * a.x_stride + k, K - k, plain) : FloatLanes{};
+        }
+        if constexpr (kVectors == 4) {
+          deal(words);
+        } else {
+          static_assert(kVectors == 2);
+          const Parted parted = part(words[0], words[1]);
+          words[0] = parted.even;
+          words[1] = parted.odd;
+        }
+        for (int v = 0; v < kVectors; ++v) p.x(m, c)[v] = (typename Columns::X)words[v];
+      }
+      p.plain[m] = plain;
+      for (std::int64_t j = 0; j < p.sums_each; ++j) {
+        const bool exists = m < a.M && j < a.groups;
+        p.sums_of(m)[j] = exists ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
+      }
+    }
+  }
+
+  static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
+
+  /// Codes that are multiplied before the next stripes are: whole chunks and whole groups. The activations of as many
+  /// stay in the L2 cache, from which each is loaded once for four columns. Shorter segments, for the L1 cache, have
+  /// memory read in pieces too short: up to 1.3 times the time.
+  static std::int64_t segment_of(const MatmulArgs& a) {
+    constexpr std::int64_t kBytes = std::int64_t{128} << 10;
+    const std::int64_t most = kBytes / (padded_block(a.M) * kVectors * kVectorBytes);
+    const std::int64_t chunks = ceil_div(a.K, kChunk), segment = kChunk * ceil_div(chunks, ceil_div(chunks, most));
+    if (!kGrouped) return segment;
+    if (a.groups == 1) return kChunk * chunks;
+    return round_up(segment, a.group_size % kChunk == 0 ? a.group_size : 2 * a.group_size);
+  }
+
+  /// A thread's memory.
+  struct Scratch {
+    FloatLanes* totals;   ///< of (set, field, row): lanes are those of the products
+    float* scales;        ///< of (set, field, group), four channels each
+    std::uint8_t* codes;  ///< of a set with fewer stripes or of chunks with fewer codes, filled up with zeros
+    std::int64_t rows, groups;
+
+    Scratch(const MatmulArgs& a, void* memory)
+        : totals(static_cast<FloatLanes*>(memory)),
+          rows(padded_block(a.M)),
+          groups(kGrouped ? round_up(a.groups, kLanes) : 0) {
+      scales = reinterpret_cast<float*>(totals + kSetsPerUnit * kFields * rows);
+      codes = reinterpret_cast<std::uint8_t*>(scales + kSetsPerUnit * kFields * groups * kSetStripes);
+    }
+    std::size_t bytes(const MatmulArgs& a) const {
+      return static_cast<std::size_t>(kSetsPerUnit * kFields * (rows * kVectorBytes + groups * kSetStripes * 4) +
+                                      kSetStripes * segment_of(a));
+    }
+    FloatLanes* totals_of(std::int64_t set, std::int64_t field) const {
+      return totals + (set * kFields + field) * rows;
+    }
+    float* scales_of(std::int64_t set, std::int64_t field) const {
+      return scales + (set * kFields + field) * groups * kSetStripes;
+    }
+    /// Where those of a group lie among them: of sixteen groups as transposing leaves them.
+    static std::int64_t place_of(std::int64_t group) {
+      return (group / kLanes * kLanes + group % 4 * 4 + group % kLanes / 4) * kSetStripes;
+    }
+  };
+  static std::size_t scratch_bytes(const MatmulArgs& a) { return Scratch(a, nullptr).bytes(a); }
+
+  /// Fetches codes of stripe after stripe, in the order of memory, while others are multiplied.
+  struct Fetch {
+    const std::uint8_t* at;
+    std::int64_t left, lines, skipped;  ///< of a stripe
+
+    QUANTO_INLINE void next() {
+      __builtin_prefetch(at, 0, 3);
+      const bool ends = --left == 0;
+      at += ends ? skipped : 64;
+      left = ends ? lines : left;
+    }
+  };
+
+  /// What is multiplied at once: codes of some sets from k on.
+  struct Block {
+    const std::uint8_t* codes;  ///< of the first stripe
+    std::int64_t apart;         ///< bytes from a stripe to the next
+    std::int64_t set;           ///< the first one, counted within the unit
+    std::int64_t k, depth;      ///< whole chunks
+    const std::uint8_t* next;   ///< the codes that follow those of all sets, of which `next_depth` bytes are fetched
+    std::int64_t next_depth;
+  };
+
+  template <int kSets, int kFirst, int kFieldsNow, int kRows>
+  struct Sums {
+    FloatLanes of[kSets][kFieldsNow][kRows];
+
+    template <class Visit>
+    QUANTO_INLINE void for_each(Visit visit) {
+      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+        QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
+          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) visit(s, f, m, of[s][f][m]);
+        }
+      }
+    }
+
+    QUANTO_INLINE void add(int s, int f, int m, typename Columns::X w, typename Columns::X x) {
+      of[s][f][m] = Columns::add_products(w, x, of[s][f][m]);
+      QUANTO_IN_REGISTER(of[s][f][m]);
+    }
+
+    /// What there is less of, activations or decoded codes, waits in registers for the other.
+    template <int kColumn>
+    QUANTO_INLINE void add_column(const BitLanes (&columns)[kSets][2], const typename Columns::X* x) {
+      typename Columns::Codes codes[kSets];
+      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) codes[s] = Columns::codes_of(columns[s][kColumn % 2]);
+      QUANTO_UNROLL for (int v = 0; v < kVectors; ++v) {
+        const auto row = [&](int m) __attribute__((always_inline)) {
+          auto lanes = QuarterColumns::repeat<kColumn>(x[m * kVectors + v]);
+          QUANTO_IN_REGISTER(lanes);
+          return lanes;
+        };
+        if constexpr (kRows <= kSets * kFieldsNow) {
+          typename Columns::X rows[kRows];
+          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) rows[m] = row(m);
+          QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+            QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
+              const typename Columns::X w = Columns::decode(codes[s], kFirst + f, v);
+              QUANTO_UNROLL for (int m = 0; m < kRows; ++m) add(s, f, m, w, rows[m]);
+            }
+          }
+        } else {
+          typename Columns::X w[kSets][kFieldsNow];
+          QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+            QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) w[s][f] = Columns::decode(codes[s], kFirst + f, v);
+          }
+          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+            const typename Columns::X lanes = row(m);
+            QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+              QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) add(s, f, m, w[s][f], lanes);
+            }
+          }
+        }
+      }
+    }
+
+    QUANTO_INLINE void add_chunk(const std::uint8_t* codes, std::int64_t apart, const typename Columns::X* x) {
+      BitLanes columns[kSets][2];
+      const auto load = [&](int half) __attribute__((always_inline)) {
+        const std::uint8_t* at = codes;
+        asm volatile("" : "+r"(at));  // or what one half has loaded is kept for the other, on the stack
+        QUANTO_UNROLL for (int s = 0; s < kSets; ++s, at += kSetStripes * apart) {
+          QuarterColumns::load(at, apart, half, columns[s]);
+        }
+      };
+      load(0);
+      add_column<0>(columns, x);
+      add_column<1>(columns, x);
+      load(1);
+      add_column<2>(columns, x);
+      add_column<3>(columns, x);
+    }
+  };
+
+  template <int kSets, int kFirst, int kFieldsNow, int kRows>
+  static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
+    const typename Columns::X* x = Prepared(a).x(0, b.k / kChunk);
+    Sums<kSets, kFirst, kFieldsNow, kRows> sums;
+    FloatLanes* totals[kSets][kFieldsNow];
+    for (int s = 0; s < kSets; ++s) {
+      for (int f = 0; f < kFieldsNow; ++f) totals[s][f] = scratch.totals_of(b.set + s, kFirst + f);
+    }
+    Fetch fetch{b.next, b.next_depth / 64, b.next_depth / 64, b.apart - b.next_depth + 64};
+    const std::uint8_t* codes = b.codes;
+    const auto add_chunks = [&](std::int64_t count) __attribute__((always_inline)) {
+      for (; count > 0; --count, codes += kChunk, x += kRows * kVectors) {
+        if constexpr (kFirst == 0) {
+          QUANTO_UNROLL for (int i = 0; i < kSets * kSetStripes; ++i) fetch.next();
+        }
+        sums.add_chunk(codes, b.apart, x);
+      }
+    };
+    if constexpr (!kGrouped) {
+      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { sum = totals[s][f][m]; });
+      add_chunks(b.depth / kChunk);
+      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { totals[s][f][m] = sum; });
+      return;
+    }
+    const std::int64_t group_size = a.groups == 1 ? round_up(a.K, kChunk) : a.group_size;
+    std::int64_t j = b.k / group_size, left = (j + 1) * group_size - b.k;
+    for (std::int64_t k = 0; k < b.depth;) {
+      // In a chunk that straddles groups the next one has the upper half of each vector. After the last group it holds
+      // zeros.
+      const bool straddles = left < kChunk;
+      const std::int64_t run = straddles ? kChunk : smaller(left / kChunk * kChunk, b.depth - k);
+      sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
+      add_chunks(run / kChunk);
+      const std::int64_t place = Scratch::place_of(j), next = Scratch::place_of(j + 1 < a.groups ? j + 1 : j);
+      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+        QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
+          const float* scales = scratch.scales_of(b.set + s, kFirst + f);
+          __m512 scale = _mm512_broadcast_f32x4(_mm_load_ps(scales + place));
+          if (straddles) scale = _mm512_mask_broadcast_f32x4(scale, 0xff00, _mm_load_ps(scales + next));
+          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+            totals[s][f][m] = multiply_add((FloatLanes)scale, sums.of[s][f][m], totals[s][f][m]);
+          }
+        }
+      }
+      k += run;
+      for (left -= run; left <= 0; left += group_size) ++j;  // twice where a chunk holds two groups
+    }
+  }
+
+  template <int kSets, int kRows, int kFirst = 0>
+  static void multiply_fields(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
+    constexpr int kFieldsNow = kFieldsAtOnce<kRows>;
+    multiply<kSets, kFirst, kFieldsNow, kRows>(a, scratch, b);
+    if constexpr (kFirst + kFieldsNow < kFields) multiply_fields<kSets, kRows, kFirst + kFieldsNow>(a, scratch, b);
+  }
+
+  /// `sets` of them, as many at once as registers hold sums for.
+  template <int kSets, int kRows>
+  static void multiply_sets(const MatmulArgs& a, const Scratch& scratch, Block b, std::int64_t sets) {
+    for (; sets >= kSets; sets -= kSets) {
+      Block now = b;
+      b.set += kSets;
+      b.codes += kSets * kSetStripes * b.apart;
+      if (sets > kSets) {
+        now.next = b.codes;
+        now.next_depth = b.depth;
+      }
+      multiply_fields<kSets, kRows>(a, scratch, now);
+    }
+    if constexpr (kSets > 1) multiply_sets<kSets / 2, kRows>(a, scratch, b, sets);
+  }
+
+  /// The stripes [first, first + count) of a unit.
+  template <int kRows>
+  static void multiply_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+    const std::int64_t segment = segment_of(a), whole = a.K / kChunk * kChunk;
+    const std::uint8_t* codes = a.w + first * a.K;
+    const std::int64_t sets = count / kSetStripes;
+    const bool last = first + kLanes >= stripe_count<Columns>(a);
+    for (std::int64_t k = 0; k < whole; k += segment) {
+      const std::int64_t depth = smaller(segment, whole - k);
+      const std::int64_t next = k + depth < whole ? k + depth : 0;
+      const std::uint8_t* at = codes + (next > 0 || last ? next : kLanes * a.K);
+      multiply_sets<kSetsAtOnce<kRows>, kRows>(a, scratch,
+                                               {codes + k, a.K, 0, k, depth, at, smaller(segment, whole - next)}, sets);
+    }
+    // What is left of K, and fewer stripes than a set has.
+    for (std::int64_t set = 0; set < ceil_div(count, kSetStripes); ++set) {
+      const std::int64_t stripes = smaller(kSetStripes, count - set * kSetStripes);
+      for (std::int64_t k = stripes == kSetStripes ? whole : 0; k < a.K; k += segment) {
+        const std::int64_t depth = smaller(segment, a.K - k), padded = round_up(depth, kChunk);
+        __builtin_memset(scratch.codes, 0, static_cast<std::size_t>(kSetStripes * padded));
+        for (std::int64_t i = 0; i < stripes; ++i) {
+          __builtin_memcpy(scratch.codes + i * padded, codes + (set * kSetStripes + i) * a.K + k,
+                           static_cast<std::size_t>(depth));
+        }
+        multiply_sets<1, kRows>(a, scratch, {scratch.codes, padded, set, k, padded, scratch.codes, padded}, 1);
+      }
+    }
+  }
+
+  /// `rows`, a number that padded_block() gives.
+  template <int kRows = kMostRows>
+  static void multiply_rows(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+    if constexpr (kRows >= kFewestRows) {
+      if constexpr (padded_block(kRows) == kRows) {
+        if (scratch.rows == kRows) return multiply_unit<kRows>(a, first, count, scratch);
+      }
+      multiply_rows<kRows - 1>(a, first, count, scratch);
+    }
+  }
+
+  static QUANTO_INLINE void transpose_set(const __m512i (&stripes)[kSetStripes], BitLanes (&columns)[4]) {
+    QUANTO_UNROLL for (int half = 0; half < 2; ++half) {
+      BitLanes two[2];
+      QuarterColumns::transpose_half(stripes[0], stripes[1], stripes[2], stripes[3], half, two);
+      columns[2 * half] = two[0];
+      columns[2 * half + 1] = two[1];
+    }
+  }
+
+  /// Reads the scales of kSetStripes channels, from n on, or of as many as there are, and starts their sums with what
+  /// their shifts contribute.
+  template <bool kWhole>
+  static void start_set(const MatmulArgs& a, std::int64_t n, std::int64_t count, float factor, float* out,
+                        FloatLanes* totals) {
+    const Prepared p(a);
+    for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
+      __m512i scale[kSetStripes] = {}, minus_offset[kSetStripes] = {};
+      QUANTO_UNROLL for (int i = 0; i < kSetStripes; ++i) {
+        if (!kWhole && i >= count) break;
+        const ScaleOffsets so = scale_offsets(a, (n + i) * a.groups + j, chunk.count);
+        scale[i] = (__m512i)(so.scale * factor);
+        minus_offset[i] = (__m512i)-so.offset;
+      }
+      BitLanes columns[4];
+      transpose_set(scale, columns);
+      QUANTO_UNROLL for (int i = 0; i < 4; ++i) store(out + (j + 4 * i) * kSetStripes, columns[i], kLanes);
+      transpose_set(minus_offset, columns);
+      for (std::int64_t m = 0; m < p.rows; ++m) {
+        const auto x = load<FloatLanes>(p.sums_of(m) + j, kLanes);
+        FloatLanes total = j == 0 ? FloatLanes{} : totals[m];
+        total = multiply_add((FloatLanes)columns[0], QuarterColumns::repeat<0>(x), total);
+        total = multiply_add((FloatLanes)columns[1], QuarterColumns::repeat<1>(x), total);
+        total = multiply_add((FloatLanes)columns[2], QuarterColumns::repeat<2>(x), total);
+        totals[m] = multiply_add((FloatLanes)columns[3], QuarterColumns::repeat<3>(x), total);
+      }
+    });
+  }
+
+  static void start_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+    if constexpr (!kGrouped) {
+      for (std::int64_t i = 0; i < kSetsPerUnit * scratch.rows; ++i) scratch.totals[i] = FloatLanes{};
+    } else {
+      for (int field = 0; field < kFields; ++field) {
+        for (std::int64_t set = 0; set < kSetsPerUnit; ++set) {
+          const std::int64_t n = field * stripe_count<Columns>(a) + first + set * kSetStripes;
+          const std::int64_t channels = count - set * kSetStripes;
+          float* scales = scratch.scales_of(set, field);
+          FloatLanes* totals = scratch.totals_of(set, field);
+          if (channels >= kSetStripes) {
+            start_set<true>(a, n, kSetStripes, Columns::field_factor(field), scales, totals);
+          } else {
+            start_set<false>(a, n, channels, Columns::field_factor(field), scales, totals);
+          }
+        }
+      }
+    }
+  }
+
+  /// The sums of a unit's channels in a field, for one row: quarters are added up.
+  static QUANTO_INLINE FloatLanes sums_of_channels(const FloatLanes* totals, std::int64_t apart) {
+    const auto add = [](FloatLanes x, FloatLanes y) { return x + y; };
+    const FloatLanes low = add_quarters<0x44, 0xee>(totals[0], totals[apart], add);
+    const FloatLanes high = add_quarters<0x44, 0xee>(totals[2 * apart], totals[3 * apart], add);
+    return add_quarters<0x88, 0xdd>(low, high, add);
+  }
+
+  static void store_sums(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+    for (int f = 0; f < kFields; ++f) {
+      for_chunks(count, [&](std::int64_t, auto chunk) {
+        const std::int64_t n = f * stripe_count<Columns>(a) + first;
+        FloatLanes scales{}, bias{};
+        if constexpr (!kGrouped) {
+          scales =
+              a.scale_step == 0 ? broadcast(channel_scale(a, 0)) : load_floats(a.scale, a.scale_dtype, n, chunk.count);
+        }
+        if (a.bias != nullptr) bias = load_floats(a.bias, a.y_dtype, n, chunk.count);
+        for (std::int64_t m = 0; m < a.M; ++m) {
+          FloatLanes y = sums_of_channels(scratch.totals_of(0, f) + m, kFields * scratch.rows);
+          if constexpr (!kGrouped) y = y * Columns::field_factor(0) * scales;
+          if (a.row_scale != nullptr) y *= broadcast(row_scale(a, m));
+          if (a.bias != nullptr) y += bias;
+          store_floats(a.y, a.y_dtype, m * a.N + n, y, chunk.count);
+        }
+      });
+    }
+  }
+
+  static std::int64_t unit_count(const MatmulArgs& a) { return ceil_div(stripe_count<Columns>(a), kLanes); }
+
+  static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
+    const Scratch scratch(a, memory);
+    for (std::int64_t unit = begin; unit < end; ++unit) {
+      const std::int64_t first = unit * kLanes, count = smaller(kLanes, stripe_count<Columns>(a) - first);
+      start_unit(a, first, count, scratch);
+      const std::int64_t next = first + kLanes;
+      fetch_scales<Columns>(a, next, smaller(kLanes, stripe_count<Columns>(a) - next));
+      multiply_rows(a, first, count, scratch);
+      store_sums(a, first, count, scratch);
+    }
+  }
+
+  /// Groups have to end where chunks or their halves do. Sums are scaled twice as often where chunks straddle groups.
+  static bool supports(const MatmulArgs& a) {
+    const std::int64_t step = a.M <= kMostStraddlingRows ? kChunk / 2 : kChunk;
+    return a.M >= kFewestRows && a.M <= kMostRows && a.N % kFields == 0 &&
+           (Columns::kTakesAllValues || !a.special_values) && (a.groups == 1 || a.group_size % step == 0);
+  }
+
+  static constexpr MatmulKernel kKernel = {"quarter_lanes", supports,      workspace_bytes, prepare,
+                                           serves_values,   scratch_bytes, unit_count,      run};
+};
+
+}  // namespace
+}  // namespace quanto::kernels
