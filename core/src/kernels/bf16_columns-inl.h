@@ -1,5 +1,5 @@
-// How columns of codes meet bfloat16 activations in dot products of pairs, for channel_lanes-inl.h. For units with
-// AVX-512 VBMI and BF16. Internal linkage, no std.
+// How columns of codes meet bfloat16 activations in dot products of pairs, for channel_lanes-inl.h and
+// quarter_lanes-inl.h. For units with AVX-512 VBMI and BF16. Internal linkage, no std.
 #pragma once
 
 #include <cstdint>

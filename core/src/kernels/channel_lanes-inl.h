@@ -24,7 +24,9 @@
 #include "kernels/dots-inl.h"
 #include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
+#include "kernels/lane_channels-inl.h"
 #include "kernels/lanes-inl.h"
+#include "kernels/product_sums-inl.h"
 #include "kernels/transpose-inl.h"
 
 namespace quanto::kernels {
@@ -200,23 +202,6 @@ struct ChannelLanes {
     }
   }
 
-  /// Fetches a segment of stripe after stripe while another one is multiplied, a cache line for each column.
-  struct Fetch {
-    const std::uint8_t* at;
-    std::int64_t left, lines, skipped;  ///< of a stripe
-
-    Fetch(const MatmulArgs& a, const std::uint8_t* first, std::int64_t segment)
-        : at(first), left(segment / 64), lines(segment / 64), skipped(a.K - segment) {}
-    QUANTO_INLINE void next() {
-      __builtin_prefetch(at, 0, 2);
-      at += 64;
-      if (--left == 0) {
-        left = lines;
-        at += skipped;
-      }
-    }
-  };
-
   /// What is multiplied at once: squares from `square` on, the columns of k in [begin, end), a block of rows.
   struct Block {
     std::int64_t square, begin, end, number;
@@ -224,54 +209,13 @@ struct ChannelLanes {
   };
 
   template <int kSquares, int kFirst, int kFieldsNow, int kRows>
-  struct Sums {
-    FloatLanes of[kSquares][kFieldsNow][kRows];
-
-    template <class Visit>
-    QUANTO_INLINE void for_each(Visit visit) {
-      QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
-        QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
-          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) visit(s, f, m, of[s][f][m]);
-        }
-      }
-    }
-
-    QUANTO_INLINE void add(int s, int f, int m, typename Columns::X w, typename Columns::X x) {
-      of[s][f][m] = Columns::add_products(w, x, of[s][f][m]);
-      QUANTO_IN_REGISTER(of[s][f][m]);
-    }
-
-    /// What there is less of, activations or decoded codes, waits in registers for the other.
+  struct Sums : ProductSums<Columns, FloatLanes, kSquares, kFirst, kFieldsNow, kRows> {
     QUANTO_INLINE void add_column(const BitLanes* column, const std::uint32_t* x) {
       typename Columns::Codes codes[kSquares];
       QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) codes[s] = Columns::codes_of(column[s * Scratch::kColumns]);
       QUANTO_UNROLL for (int v = 0; v < kVectors; ++v) {
-        const auto row = [&](int m) __attribute__((always_inline)) {
-          auto lanes = Columns::broadcast(x + v * kRows + m);
-          if constexpr (kSquares * kFieldsNow > 1) QUANTO_IN_REGISTER(lanes);
-          return lanes;
-        };
-        if constexpr (kRows <= kSquares * kFieldsNow) {
-          typename Columns::X rows[kRows];
-          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) rows[m] = row(m);
-          QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
-            QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
-              const typename Columns::X w = Columns::decode(codes[s], kFirst + f, v);
-              QUANTO_UNROLL for (int m = 0; m < kRows; ++m) add(s, f, m, w, rows[m]);
-            }
-          }
-        } else {
-          typename Columns::X w[kSquares][kFieldsNow];
-          QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
-            QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) w[s][f] = Columns::decode(codes[s], kFirst + f, v);
-          }
-          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-            const typename Columns::X lanes = row(m);
-            QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
-              QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) add(s, f, m, w[s][f], lanes);
-            }
-          }
-        }
+        this->add_products(
+            codes, v, [&](int m) __attribute__((always_inline)) { return Columns::broadcast(x + v * kRows + m); });
       }
     }
   };
@@ -288,7 +232,7 @@ struct ChannelLanes {
     }
     const BitLanes* column = scratch.columns + b.square * Scratch::kColumns;
     const std::uint32_t* x = p.words_at(b.number, b.begin / kColumnBytes);
-    Fetch fetch(a, b.later, segment_of(a));
+    StripeFetch<2> fetch(b.later, segment_of(a), a.K);
     const auto add_columns = [&](std::int64_t count) __attribute__((always_inline)) {
       for (std::int64_t i = 0; i < count; ++i, ++column, x += kVectors * kRows) {
         if constexpr (kFirst == 0) {
@@ -393,24 +337,8 @@ struct ChannelLanes {
   }
 
   static void store_sums(const MatmulArgs& a, const Unit& u, const Scratch& scratch) {
-    for (int f = 0; f < kFields; ++f) {
-      for_chunks(u.count, [&](std::int64_t i, auto chunk) {
-        const std::int64_t n = f * stripe_count<Columns>(a) + u.first + i;
-        FloatLanes scales{}, bias{};
-        if constexpr (!kGrouped) {
-          scales =
-              a.scale_step == 0 ? broadcast(channel_scale(a, 0)) : load_floats(a.scale, a.scale_dtype, n, chunk.count);
-        }
-        if (a.bias != nullptr) bias = load_floats(a.bias, a.y_dtype, n, chunk.count);
-        const FloatLanes* totals = scratch.totals_of(i / kLanes, f);
-        for (std::int64_t m = 0; m < a.M; ++m) {
-          FloatLanes y = kGrouped ? totals[m] : totals[m] * Columns::field_factor(0) * scales;
-          if (a.row_scale != nullptr) y *= broadcast(row_scale(a, m));
-          if (a.bias != nullptr) y += bias;
-          store_floats(a.y, a.y_dtype, m * a.N + n, y, chunk.count);
-        }
-      });
-    }
+    store_channels<Columns>(a, u.first, u.count,
+                            [&](std::int64_t i, int f, std::int64_t m) { return scratch.totals_of(i / kLanes, f)[m]; });
   }
 
   static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {

@@ -24,6 +24,7 @@
 #include "kernels/int8_steps-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lanes-inl.h"
+#include "kernels/product_sums-inl.h"
 
 namespace quanto::kernels {
 namespace {
@@ -279,19 +280,7 @@ constexpr bool kThroughMemory = requires(typename Dots::Codes& codes) {
 
 /// Sums of products in registers.
 template <class Dots, int kStripes, int kFirst, int kFields, int kRows>
-struct BlockSums {
-  using Sum = typename SumsOf<Dots>::Sum;
-  Sum of[kStripes][kFields][kRows];
-
-  template <class Visit>
-  QUANTO_INLINE void for_each(Visit visit) {
-    QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
-      QUANTO_UNROLL for (int f = 0; f < kFields; ++f) {
-        QUANTO_UNROLL for (int m = 0; m < kRows; ++m) visit(s, f, m, of[s][f][m]);
-      }
-    }
-  }
-
+struct BlockSums : ProductSums<Dots, typename SumsOf<Dots>::Sum, kStripes, kFirst, kFields, kRows> {
   /// totals += sums * scale(stripe, field)
   template <class Scale, class Totals>
   QUANTO_INLINE void add_scaled(Scale scale, Totals& totals) {
@@ -300,15 +289,10 @@ struct BlockSums {
         FloatLanes factor = scale(s, f);
         QUANTO_IN_REGISTER(factor);
         QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-          totals[s][f][m] = multiply_add(as_floats(of[s][f][m]), factor, totals[s][f][m]);
+          totals[s][f][m] = multiply_add(as_floats(this->of[s][f][m]), factor, totals[s][f][m]);
         }
       }
     }
-  }
-
-  QUANTO_INLINE void add(int s, int f, int m, typename Dots::X w, typename Dots::X x) {
-    of[s][f][m] = Dots::add_products(w, x, of[s][f][m]);
-    QUANTO_IN_REGISTER(of[s][f][m]);
   }
 
   /// Looks for NaN codes that are decoded to numbers, in all stripes together.
@@ -327,7 +311,6 @@ struct BlockSums {
     }
   }
 
-  /// What there is less of, activations or decoded codes, waits in registers for the other.
   QUANTO_INLINE void add_chunk(const FewRowsBlock& block, std::int64_t offset, const typename Dots::X* x,
                                WholeBytes& nan_marks) {
     typename Dots::Codes codes_of_stripes[kStripes];
@@ -341,32 +324,8 @@ struct BlockSums {
     }
     if constexpr (!Dots::kDecodesNan) mark_nan(block, offset, nan_marks);
     QUANTO_UNROLL for (int v = 0; v < Dots::kVectors; ++v) {
-      if constexpr (kRows <= kStripes * kFields) {
-        typename Dots::X rows[kRows];
-        QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-          rows[m] = x[m * Dots::kVectors + v];
-          // Without this the compiler loads them again for every stripe and field.
-          if constexpr (kStripes * kFields > 1) QUANTO_IN_REGISTER(rows[m]);
-        }
-        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
-          QUANTO_UNROLL for (int f = 0; f < kFields; ++f) {
-            const typename Dots::X w = Dots::decode(loaded[s], kFirst + f, v);
-            QUANTO_UNROLL for (int m = 0; m < kRows; ++m) add(s, f, m, w, rows[m]);
-          }
-        }
-      } else {
-        typename Dots::X w[kStripes][kFields];
-        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
-          QUANTO_UNROLL for (int f = 0; f < kFields; ++f) w[s][f] = Dots::decode(loaded[s], kFirst + f, v);
-        }
-        QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-          typename Dots::X row = x[m * Dots::kVectors + v];
-          if constexpr (kStripes * kFields > 1) QUANTO_IN_REGISTER(row);
-          QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) {
-            QUANTO_UNROLL for (int f = 0; f < kFields; ++f) add(s, f, m, w[s][f], row);
-          }
-        }
-      }
+      this->add_products(
+          loaded, v, [&](int m) __attribute__((always_inline)) { return x[m * Dots::kVectors + v]; });
     }
   }
 

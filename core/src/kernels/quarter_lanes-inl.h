@@ -7,9 +7,9 @@
 // across quarters, a store and a phase of their own, is better only where rows make up for that. And few_rows-inl.h,
 // whose vectors are of one channel each, scales four times as many sums for each group.
 //
-// Columns (bf16_columns-inl.h, float_columns-inl.h) says what a column decodes to and what it is multiplied with. Codes
-// are multiplied as they are, and what shifts contribute comes from the sums of the activations, as in few_rows-inl.h.
-// The order of the additions is the same for every row, whatever the others are: that of K, cut where groups end.
+// Columns (bf16_columns-inl.h) says what a column decodes to and what it is multiplied with. Codes are multiplied as
+// they are, and what shifts contribute comes from the sums of the activations, as in few_rows-inl.h. The order of the
+// additions is the same for every row, whatever the others are: that of K, cut where groups end.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +20,9 @@
 #include "kernels/dots-inl.h"
 #include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
+#include "kernels/lane_channels-inl.h"
 #include "kernels/lanes-inl.h"
+#include "kernels/product_sums-inl.h"
 
 namespace quanto::kernels {
 namespace {
@@ -108,15 +110,10 @@ struct QuarterLanes {
           const std::int64_t k = c * kChunk + v * (kChunk / kVectors);
           words[v] = K > 0 ? (FloatLanes)Columns::load_words(a.x, m * a.x_stride + k, K - k, plain) : FloatLanes{};
         }
-        if constexpr (kVectors == 4) {
-          deal(words);
-        } else {
-          static_assert(kVectors == 2);
-          const Parted parted = part(words[0], words[1]);
-          words[0] = parted.even;
-          words[1] = parted.odd;
-        }
-        for (int v = 0; v < kVectors; ++v) p.x(m, c)[v] = (typename Columns::X)words[v];
+        static_assert(kVectors == 2);
+        const Parted parted = part(words[0], words[1]);
+        p.x(m, c)[0] = (typename Columns::X)parted.even;
+        p.x(m, c)[1] = (typename Columns::X)parted.odd;
       }
       p.plain[m] = plain;
       for (std::int64_t j = 0; j < p.sums_each; ++j) {
@@ -171,19 +168,6 @@ struct QuarterLanes {
   };
   static std::size_t scratch_bytes(const MatmulArgs& a) { return Scratch(a, nullptr).bytes(a); }
 
-  /// Fetches codes of stripe after stripe, in the order of memory, while others are multiplied.
-  struct Fetch {
-    const std::uint8_t* at;
-    std::int64_t left, lines, skipped;  ///< of a stripe
-
-    QUANTO_INLINE void next() {
-      __builtin_prefetch(at, 0, 3);
-      const bool ends = --left == 0;
-      at += ends ? skipped : 64;
-      left = ends ? lines : left;
-    }
-  };
-
   /// What is multiplied at once: codes of some sets from k on.
   struct Block {
     const std::uint8_t* codes;  ///< of the first stripe
@@ -195,55 +179,16 @@ struct QuarterLanes {
   };
 
   template <int kSets, int kFirst, int kFieldsNow, int kRows>
-  struct Sums {
-    FloatLanes of[kSets][kFieldsNow][kRows];
-
-    template <class Visit>
-    QUANTO_INLINE void for_each(Visit visit) {
-      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
-        QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
-          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) visit(s, f, m, of[s][f][m]);
-        }
-      }
-    }
-
-    QUANTO_INLINE void add(int s, int f, int m, typename Columns::X w, typename Columns::X x) {
-      of[s][f][m] = Columns::add_products(w, x, of[s][f][m]);
-      QUANTO_IN_REGISTER(of[s][f][m]);
-    }
-
-    /// What there is less of, activations or decoded codes, waits in registers for the other.
+  struct Sums : ProductSums<Columns, FloatLanes, kSets, kFirst, kFieldsNow, kRows> {
     template <int kColumn>
     QUANTO_INLINE void add_column(const BitLanes (&columns)[kSets][2], const typename Columns::X* x) {
       typename Columns::Codes codes[kSets];
       QUANTO_UNROLL for (int s = 0; s < kSets; ++s) codes[s] = Columns::codes_of(columns[s][kColumn % 2]);
       QUANTO_UNROLL for (int v = 0; v < kVectors; ++v) {
-        const auto row = [&](int m) __attribute__((always_inline)) {
-          auto lanes = QuarterColumns::repeat<kColumn>(x[m * kVectors + v]);
-          QUANTO_IN_REGISTER(lanes);
-          return lanes;
-        };
-        if constexpr (kRows <= kSets * kFieldsNow) {
-          typename Columns::X rows[kRows];
-          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) rows[m] = row(m);
-          QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
-            QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
-              const typename Columns::X w = Columns::decode(codes[s], kFirst + f, v);
-              QUANTO_UNROLL for (int m = 0; m < kRows; ++m) add(s, f, m, w, rows[m]);
-            }
-          }
-        } else {
-          typename Columns::X w[kSets][kFieldsNow];
-          QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
-            QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) w[s][f] = Columns::decode(codes[s], kFirst + f, v);
-          }
-          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-            const typename Columns::X lanes = row(m);
-            QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
-              QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) add(s, f, m, w[s][f], lanes);
-            }
-          }
-        }
+        this->add_products(
+            codes, v, [&](int m) __attribute__((always_inline)) {
+              return QuarterColumns::repeat<kColumn>(x[m * kVectors + v]);
+            });
       }
     }
 
@@ -273,7 +218,7 @@ struct QuarterLanes {
     for (int s = 0; s < kSets; ++s) {
       for (int f = 0; f < kFieldsNow; ++f) totals[s][f] = scratch.totals_of(b.set + s, kFirst + f);
     }
-    Fetch fetch{b.next, b.next_depth / 64, b.next_depth / 64, b.apart - b.next_depth + 64};
+    StripeFetch<3> fetch(b.next, b.next_depth, b.apart);
     const std::uint8_t* codes = b.codes;
     const auto add_chunks = [&](std::int64_t count) __attribute__((always_inline)) {
       for (; count > 0; --count, codes += kChunk, x += kRows * kVectors) {
@@ -444,24 +389,9 @@ struct QuarterLanes {
   }
 
   static void store_sums(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
-    for (int f = 0; f < kFields; ++f) {
-      for_chunks(count, [&](std::int64_t, auto chunk) {
-        const std::int64_t n = f * stripe_count<Columns>(a) + first;
-        FloatLanes scales{}, bias{};
-        if constexpr (!kGrouped) {
-          scales =
-              a.scale_step == 0 ? broadcast(channel_scale(a, 0)) : load_floats(a.scale, a.scale_dtype, n, chunk.count);
-        }
-        if (a.bias != nullptr) bias = load_floats(a.bias, a.y_dtype, n, chunk.count);
-        for (std::int64_t m = 0; m < a.M; ++m) {
-          FloatLanes y = sums_of_channels(scratch.totals_of(0, f) + m, kFields * scratch.rows);
-          if constexpr (!kGrouped) y = y * Columns::field_factor(0) * scales;
-          if (a.row_scale != nullptr) y *= broadcast(row_scale(a, m));
-          if (a.bias != nullptr) y += bias;
-          store_floats(a.y, a.y_dtype, m * a.N + n, y, chunk.count);
-        }
-      });
-    }
+    store_channels<Columns>(a, first, count, [&](std::int64_t, int f, std::int64_t m) {
+      return sums_of_channels(scratch.totals_of(0, f) + m, kFields * scratch.rows);
+    });
   }
 
   static std::int64_t unit_count(const MatmulArgs& a) { return ceil_div(stripe_count<Columns>(a), kLanes); }
