@@ -84,11 +84,14 @@ struct WordTable {
 template <int kBits, int kFirst>
 constexpr WordTable<kBits, kFirst> kWordTable;
 
-/// Each word's bits from bit `first` on, in the low bits of the word. A shift would do as well, but on Intel's cores
-/// dot products and shifts of 512 bits share a port and stall each other: a dot product takes 2 cycles alone, 4 beside
-/// a shift.
+/// Each word's bits from bit `first` on, in the low bits of the word. On Intel's cores dot products and shifts of 512
+/// bits share a port and stall each other: a dot product takes 2 cycles alone, 4 beside a shift. On AMD's it is the
+/// other instruction that takes the place of a dot product: codes of two bits, which are not waiting for memory there,
+/// are shifted.
+template <int kBits>
 QUANTO_INLINE __m512i words_from_bit(__m512i words, int first) {
   if (first == 0) return words;
+  if constexpr (kBits == 2) return _mm512_srli_epi16(words, static_cast<unsigned>(first));
   return _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x3030202010100000 + first * 0x0101010101010101), words);
 }
 
@@ -97,11 +100,11 @@ QUANTO_INLINE __m512i words_from_bit(__m512i words, int first) {
 template <int kBits>
 QUANTO_INLINE __m512i decode_words(__m512i words, int field, int offset) {
   if constexpr (kBits == 4) {
-    return _mm512_permutexvar_epi16(words_from_bit(words, offset + 4 * field),
+    return _mm512_permutexvar_epi16(words_from_bit<kBits>(words, offset + 4 * field),
                                     _mm512_load_si512(kWordTable<4, 0>.values));
   } else {
     const auto* table = field % 2 == 0 ? kWordTable<2, 0>.values : kWordTable<2, 2>.values;
-    return _mm512_permutexvar_epi16(words_from_bit(words, offset + 4 * (field / 2)), _mm512_load_si512(table));
+    return _mm512_permutexvar_epi16(words_from_bit<kBits>(words, offset + 4 * (field / 2)), _mm512_load_si512(table));
   }
 }
 

@@ -688,28 +688,55 @@ inline FloatLanes sum_of_products(const float* a, const float* b, std::int64_t n
   return sum;
 }
 
-/// Reads the scales of the channels of a unit and starts their sums with what their shifts contribute. The channels of
-/// a field are neighbours, so that what belongs to them is read through at once, however few groups each has.
+/// Reads the scales of `count` groups, and returns what the sums of their activations are multiplied with.
+template <class Dots>
+QUANTO_INLINE FloatLanes read_scales(const MatmulArgs& a, std::int64_t row, int field, float* scales, int count) {
+  const ScaleOffsets so = scale_offsets(a, row, count);
+  store(scales, so.scale * Dots::field_factor(field), kLanes);
+  return -so.offset;
+}
+
+/// The same for the channels of a unit whose codes are in one field, and starts their sums with what their shifts
+/// contribute. The channels are neighbours, so that what belongs to them is read through at once, however few groups
+/// each has.
+template <class Dots>
+inline void start_packed_channels(const MatmulArgs& a, std::int64_t first, std::int64_t count, int field,
+                                  const PreparedRows<Dots>& rows, const UnitScratch<Dots>& scratch) {
+  float* scales = scratch.scales_of(0, field);
+  const std::int64_t row = (field * stripe_count<Dots>(a) + first) * a.groups;
+  if (rows.rows == 1 && a.groups % kLanes == 0) {  // no vector has groups of two channels: offsets stay in registers
+    for (std::int64_t stripe = 0, i = 0; stripe < count; ++stripe) {
+      FloatLanes sum{};
+      for (std::int64_t j = 0; j < a.groups; j += kLanes, i += kLanes) {
+        const FloatLanes offsets = read_scales<Dots>(a, row + i, field, scales + i, kLanes);
+        sum = multiply_add(offsets, load<FloatLanes>(rows.group_sums(0) + j, kLanes), sum);
+      }
+      scratch.totals_of(stripe, field)[0] = sum;
+    }
+    return;
+  }
+  for_chunks(count * a.groups, [&](std::int64_t i, auto chunk) {
+    store(scratch.offsets + i, read_scales<Dots>(a, row + i, field, scales + i, chunk.count), kLanes);
+  });
+  for (std::int64_t stripe = 0; stripe < count; ++stripe) {
+    for (std::int64_t m = 0; m < rows.rows; ++m) {
+      scratch.totals_of(stripe, field)[m] =
+          sum_of_products(scratch.offsets + stripe * a.groups, rows.group_sums(m), a.groups);
+    }
+  }
+}
+
+/// Starts the sums of the channels of a unit.
 template <class Dots>
 inline void start_channels(const MatmulArgs& a, std::int64_t first, std::int64_t count, const PreparedRows<Dots>& rows,
                            const UnitScratch<Dots>& scratch) {
   for (int field = 0; field < Dots::kFields; ++field) {
     if constexpr (is_affine_qtype(Dots::kQType)) {
-      float* scales = scratch.scales_of(0, field);
-      const std::int64_t row = (field * stripe_count<Dots>(a) + first) * a.groups;
-      for_chunks(count * a.groups, [&](std::int64_t i, auto chunk) {
-        const ScaleOffsets so = scale_offsets(a, row + i, chunk.count);
-        store(scales + i, so.scale * Dots::field_factor(field), kLanes);
-        store(scratch.offsets + i, -so.offset, kLanes);
-      });
-    }
-    for (std::int64_t stripe = 0; stripe < count; ++stripe) {
-      FloatLanes* totals = scratch.totals_of(stripe, field);
-      for (std::int64_t m = 0; m < rows.rows; ++m) {
-        if constexpr (is_affine_qtype(Dots::kQType)) {
-          totals[m] = sum_of_products(scratch.offsets + stripe * a.groups, rows.group_sums(m), a.groups);
-        } else {
-          totals[m] = start_of_sums<Dots>(rows.group_sums(m));
+      start_packed_channels<Dots>(a, first, count, field, rows, scratch);
+    } else {
+      for (std::int64_t stripe = 0; stripe < count; ++stripe) {
+        for (std::int64_t m = 0; m < rows.rows; ++m) {
+          scratch.totals_of(stripe, field)[m] = start_of_sums<Dots>(rows.group_sums(m));
         }
       }
     }
