@@ -34,8 +34,8 @@ struct Bf16Columns {
                _mm512_ternarylogic_epi32(bytes.high, upper, _mm512_srli_epi16(bytes.low, 8), 0xea)}};
     }
   }
-  /// As decode_words(), but by shifts for all codes. AMD's cores shift beside dot products, while `vpmultishiftqb`, which
-  /// Intel's do, takes the place of one there.
+  /// As decode_words(), but by shifts for all codes. AMD's cores shift beside dot products, while `vpmultishiftqb`,
+  /// which Intel's do, takes the place of one there.
   static QUANTO_INLINE X decode(const Codes& codes, int field, int v) {
     if constexpr (!is_affine_qtype(kType)) {
       return codes.of[v];
