@@ -6,6 +6,7 @@
 #include "kernels/channel_lanes-inl.h"
 #include "kernels/few_rows-inl.h"
 #include "kernels/int8_dots-inl.h"
+#include "kernels/pair_lanes-inl.h"
 #include "kernels/panel-inl.h"
 #include "kernels/quarter_lanes-inl.h"
 
@@ -94,6 +95,8 @@ constexpr void fill_cell(KernelTable& table) {
 
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kLookedUpKernels[] = {
+    PairLanes<LookedUpColumns<kQType, DType::float32>, 3, 4, 5, 6, 7,
+              8>::template kKernel<LookedUpColumns<kQType, kDType>>,
     ChannelLanes<LookedUpColumns<kQType, kDType>, kFewestLookedUpLaneRows, kMostLaneRows>::kKernel,
     kFewRowsKernel<LookedUpFloatDots<kQType>, kDType, kMostLookedUpRows>,
 };
@@ -101,8 +104,8 @@ constexpr MatmulKernel kLookedUpKernels[] = {
 template <QType kQType>
 constexpr void fill_float8_cells(KernelTable& table) {
   auto* cells = table.matmul[static_cast<int>(kQType)];
-  cells[static_cast<int>(DType::float32)] = {kLookedUpKernels<kQType, DType::float32>, 2};
-  cells[static_cast<int>(DType::float16)] = {kLookedUpKernels<kQType, DType::float16>, 2};
+  cells[static_cast<int>(DType::float32)] = {kLookedUpKernels<kQType, DType::float32>, 3};
+  cells[static_cast<int>(DType::float16)] = {kLookedUpKernels<kQType, DType::float16>, 3};
 }
 
 constexpr KernelTable bf16_table() {

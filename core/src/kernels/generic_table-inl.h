@@ -19,6 +19,7 @@
 #if defined(__AVX512F__)
 #include "kernels/channel_lanes-inl.h"
 #include "kernels/float_columns-inl.h"
+#include "kernels/pair_lanes-inl.h"
 #endif
 
 namespace quanto::kernels {
@@ -52,18 +53,30 @@ template <QType kQType, DType kDType>
 constexpr MatmulKernel kLanesKernel =
     ChannelLanes<FloatColumns<kQType, kDType>, fewest_lane_rows(kQType), kMostLaneRows>::kKernel;
 
+/// Where pairs of lanes are better than either few_rows-inl.h or whole vectors of channels: six and eight rows of codes
+/// of two bits have sums enough in channel_lanes-inl.h.
+template <class Columns, QType kQType>
+struct PairsOf : PairLanes<Columns, 3, 4, 5, 6, 7, 8> {};
+template <class Columns>
+struct PairsOf<Columns, QType::qint8> : PairLanes<Columns, 4, 5, 6, 7, 8> {};
+template <class Columns>
+struct PairsOf<Columns, QType::qint2> : PairLanes<Columns, 3, 4, 5, 7> {};
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kPairsKernel =
+    PairsOf<FloatColumns<kQType, DType::float32>, kQType>::template kKernel<FloatColumns<kQType, kDType>>;
+
 template <DType kDType>
 struct Cell<QType::qint8, kDType, false> {
   static constexpr MatmulKernel kKernels[] = {
-      kLanesKernel<QType::qint8, kDType>,
-      kPanelKernel<QType::qint8, kDType>,
-      kFewRowsKernel<FloatDots<QType::qint8>, kDType, Simd::kFewestPanelRows - 1>,
+      kPairsKernel<QType::qint8, kDType>, kLanesKernel<QType::qint8, kDType>,
+      kPanelKernel<QType::qint8, kDType>, kFewRowsKernel<FloatDots<QType::qint8>, kDType, Simd::kFewestPanelRows - 1>,
       kRowsKernel<QType::qint8, kDType>,
   };
 };
 template <QType kQType, DType kDType>
 struct Cell<kQType, kDType, true> {
   static constexpr MatmulKernel kKernels[] = {
+      kPairsKernel<kQType, kDType>,
       kLanesKernel<kQType, kDType>,
       kPanelKernel<kQType, kDType>,
       kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,

@@ -1,5 +1,5 @@
-// What the kernels whose lanes are channels, all of them or four to a quarter of a vector, have in common: how codes
-// are fetched, and how the sums of channels are stored. For units with AVX-512. Internal linkage, no std.
+// What the kernels whose lanes are channels, all of them, every second one or four to a quarter, have in common: how
+// codes are fetched, and how the sums of channels are stored. For units with AVX-512. Internal linkage, no std.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct StripeFetch {
   std::int64_t left, lines, skipped;  ///< lines of a stripe; bytes from its last one to the next stripe
 
   StripeFetch(const std::uint8_t* first, std::int64_t depth, std::int64_t apart)
-      : at(first), left(depth / 64), lines(depth / 64), skipped(apart - depth + 64) {}
+      : at(first), left(ceil_div(depth, std::int64_t{64})), lines(left), skipped(apart - 64 * (lines - 1)) {}
   QUANTO_INLINE void next() {
     __builtin_prefetch(at, 0, kLocality);
     const bool ends = --left == 0;

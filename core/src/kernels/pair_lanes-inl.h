@@ -1,0 +1,448 @@
+// The kernel for a few rows, more than one, with AVX-512: a lane has four codes of a channel, two lanes after one
+// another are neighbours along K, and the eight such pairs of a vector are channels.
+//
+// The 32 bytes of eight stripes become such columns by twelve shuffles in registers, without a store. Activations meet
+// them as broadcasts of 64 bits, which AMD's cores load without a shuffle. So channel_lanes-inl.h, whose columns take
+// more shuffles, a store and a phase of their own, is better only where rows make up for that. And few_rows-inl.h,
+// whose vectors are of one channel each, scales eight times as many sums for each group and loads eight times as much
+// of the activations. Codes of the stripes to come are fetched a few cache lines beside each column: as many at once as
+// there are stripes would have all other loads wait.
+//
+// Columns (float_columns-inl.h, bf16_columns-inl.h) says what a column decodes to and what it is multiplied with. Codes
+// are multiplied as they are, and what shifts contribute comes from the sums of the activations, as in few_rows-inl.h.
+// The order of the additions is the same for every row, whatever the others are: that of K, cut where groups end.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/args-inl.h"
+#include "kernels/decode-inl.h"
+#include "kernels/dots-inl.h"
+#include "kernels/few_rows-inl.h"
+#include "kernels/kernel_table.h"
+#include "kernels/lane_channels-inl.h"
+#include "kernels/lanes-inl.h"
+#include "kernels/product_sums-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+/// Eight rows of 64-bit elements, transposed: four columns of them.
+struct PairColumns {
+  static constexpr int kRows = 8, kColumns = 4;
+
+  /// Of the rows 0 and 2, 1 and 3, 4 and 6, 5 and 7 four elements in either half.
+  static QUANTO_INLINE void transpose(__m512i r02, __m512i r13, __m512i r46, __m512i r57,
+                                      BitLanes (&columns)[kColumns]) {
+    const __m512i even = _mm512_unpacklo_epi64(r02, r13), odd = _mm512_unpackhi_epi64(r02, r13);
+    const __m512i more_even = _mm512_unpacklo_epi64(r46, r57), more_odd = _mm512_unpackhi_epi64(r46, r57);
+    columns[0] = (BitLanes)_mm512_shuffle_i64x2(even, more_even, 0x88);
+    columns[1] = (BitLanes)_mm512_shuffle_i64x2(odd, more_odd, 0x88);
+    columns[2] = (BitLanes)_mm512_shuffle_i64x2(even, more_even, 0xdd);
+    columns[3] = (BitLanes)_mm512_shuffle_i64x2(odd, more_odd, 0xdd);
+  }
+  /// The first 32 bytes of each row.
+  static QUANTO_INLINE void load(const std::uint8_t* codes, std::int64_t apart, BitLanes (&columns)[kColumns]) {
+    const auto half = [&](int i) __attribute__((always_inline)) {
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i * apart));
+    };
+    const auto two = [&](int i, int j) __attribute__((always_inline)) {
+      return _mm512_inserti64x4(_mm512_castsi256_si512(half(i)), half(j), 1);
+    };
+    transpose(two(0, 2), two(1, 3), two(4, 6), two(5, 7), columns);
+  }
+  /// The same of 64 bytes, of which the second half is left in memory for load_rest().
+  static QUANTO_INLINE void load(const std::uint8_t* codes, std::int64_t apart, BitLanes (&columns)[kColumns],
+                                 __m512i* rest) {
+    const auto two = [&](int i, int j, int n) __attribute__((always_inline)) {
+      const __m512i a = _mm512_loadu_si512(codes + i * apart), b = _mm512_loadu_si512(codes + j * apart);
+      _mm512_store_si512(rest + n, _mm512_shuffle_i64x2(a, b, 0xee));
+      return _mm512_inserti64x4(a, _mm512_castsi512_si256(b), 1);
+    };
+    transpose(two(0, 2, 0), two(1, 3, 1), two(4, 6, 2), two(5, 7, 3), columns);
+  }
+  static QUANTO_INLINE void load_rest(const __m512i* rest, BitLanes (&columns)[kColumns]) {
+    transpose(_mm512_load_si512(rest), _mm512_load_si512(rest + 1), _mm512_load_si512(rest + 2),
+              _mm512_load_si512(rest + 3), columns);
+  }
+  /// All eight columns of whole vectors.
+  static QUANTO_INLINE void transpose(const BitLanes (&rows)[kRows], BitLanes (&columns)[2 * kColumns]) {
+    BitLanes half[kColumns];
+    const auto low = [&](int i, int j) { return _mm512_shuffle_i64x2((__m512i)rows[i], (__m512i)rows[j], 0x44); };
+    transpose(low(0, 2), low(1, 3), low(4, 6), low(5, 7), half);
+    for (int i = 0; i < kColumns; ++i) columns[i] = half[i];
+    const auto high = [&](int i, int j) { return _mm512_shuffle_i64x2((__m512i)rows[i], (__m512i)rows[j], 0xee); };
+    transpose(high(0, 2), high(1, 3), high(4, 6), high(5, 7), half);
+    for (int i = 0; i < kColumns; ++i) columns[kColumns + i] = half[i];
+  }
+};
+
+/// kRowCounts: the numbers of rows that it serves.
+template <class Columns, std::int64_t... kRowCounts>
+struct PairLanes {
+  static constexpr QType kQType = Columns::kQType;
+  static constexpr bool kGrouped = is_affine_qtype(kQType);
+  static constexpr int kFields = Columns::kFields;
+  static constexpr int kVectors = Columns::kVectors;  // that a column decodes to, of each field
+  static constexpr int kSetStripes = PairColumns::kRows;
+  static constexpr int kSetsPerUnit = kLanes / kSetStripes;
+  static constexpr std::int64_t kChunk = 32;
+  static constexpr std::int64_t kColumnBytes = 8;
+  static constexpr int kMostSums = 16;  // in registers, beside the columns of their sets
+
+  template <std::int64_t>
+  struct Number {};
+  template <int kRows>
+  static constexpr int kFieldsAtOnce = smaller(kFields, power_of_two_up_to(kSums / kRows));
+  template <int kRows>
+  static constexpr int kSetsAtOnce = smaller(kSetsPerUnit,
+                                             power_of_two_up_to(kMostSums / kRows / kFieldsAtOnce<kRows>));
+
+  /// What prepare() leaves for run(): the activations of a column, for each of its vectors a pair of lanes of each row;
+  /// the sums of their groups, likewise in pairs; whether every one is of a magnitude that this kernel serves.
+  struct Prepared {
+    std::uint64_t* pairs;
+    std::uint64_t* sums;
+    bool* plain;
+    std::int64_t rows, columns, group_pairs;
+
+    explicit Prepared(const MatmulArgs& a)
+        : pairs(static_cast<std::uint64_t*>(a.workspace)),
+          rows(a.M),
+          columns(round_up(a.K, kVectorBytes) / kColumnBytes),
+          group_pairs(kGrouped ? ceil_div(a.groups, 2) : 0) {
+      sums = pairs + rows * columns * kVectors;
+      plain = reinterpret_cast<bool*>(sums + rows * group_pairs);
+    }
+    std::size_t bytes() const {
+      return static_cast<std::size_t>(rows) *
+             (static_cast<std::size_t>(columns * kVectors + group_pairs) * sizeof(std::uint64_t) + sizeof(bool));
+    }
+    std::uint64_t* pairs_at(std::int64_t column) const { return pairs + column * kVectors * rows; }
+  };
+  static std::size_t workspace_bytes(const MatmulArgs& a) { return Prepared(a).bytes(); }
+
+  /// A vector of words as load_words() gives them, those of two places along K beside each other.
+  static QUANTO_INLINE BitLanes in_pairs(BitLanes words) {
+    const BitLanes lane = (BitLanes)lane_numbers(), pair = lane >> 1;
+    const BitLanes index = pair / kVectors * (2 * kVectors) + pair % kVectors + (lane & 1) * kVectors;
+    return (BitLanes)_mm512_permutexvar_epi32((__m512i)index, (__m512i)words);
+  }
+
+  /// Source: the columns of the activations' type.
+  template <class Source>
+  static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
+    const Prepared p(a);
+    for (std::int64_t m = begin; m < end; m += PairColumns::kRows) {
+      const std::int64_t count = smaller(PairColumns::kRows, end - m);
+      for (std::int64_t i = 0; i < count; ++i) p.plain[m + i] = true;
+      std::uint64_t* out = p.pairs + m;
+      constexpr std::int64_t kStep = kLanes * kColumnBytes / (2 * kVectors);  // codes of as many activations
+      for (std::int64_t k = 0; k < p.columns * kColumnBytes; k += kStep) {
+        BitLanes words[PairColumns::kRows] = {}, columns[PairColumns::kRows];
+        for (std::int64_t i = 0; i < count; ++i) {
+          words[i] = in_pairs(Source::load_words(a.x, (m + i) * a.x_stride + k, a.K - k, p.plain[m + i]));
+        }
+        PairColumns::transpose(words, columns);
+        for (int i = 0; i < PairColumns::kRows; ++i, out += p.rows) {
+          store(out, columns[i], static_cast<int>(2 * count));
+        }
+      }
+      for (std::int64_t i = m; i < m + count; ++i) {
+        auto* sums = reinterpret_cast<float*>(p.sums);
+        for (std::int64_t j = 0; j < 2 * p.group_pairs; ++j) {
+          sums[(j / 2 * p.rows + i) * 2 + j % 2] =
+              j < a.groups ? Source::sum_of(a.x, i * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
+        }
+      }
+    }
+  }
+
+  static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
+
+  /// Codes that are multiplied before the next stripes are: whole chunks and whole groups. The activations of as many
+  /// stay in the L2 cache.
+  static std::int64_t segment_of(const MatmulArgs& a) {
+    constexpr std::int64_t kBytes = std::int64_t{128} << 10;
+    const std::int64_t most = kBytes / (a.M * kVectors * kChunk);
+    const std::int64_t chunks = ceil_div(a.K, kChunk), segment = kChunk * ceil_div(chunks, ceil_div(chunks, most));
+    if (!kGrouped) return segment;
+    if (a.groups == 1) return kChunk * chunks;
+    return round_up(segment, a.group_size);
+  }
+
+  /// A thread's memory.
+  struct Scratch {
+    FloatLanes* totals;   ///< of (set, field, row): lanes are those of the products
+    BitLanes* scales;     ///< of (set, field, pair of groups)
+    std::uint8_t* codes;  ///< of a set with fewer stripes or of chunks with fewer codes, filled up with zeros
+    std::int64_t rows, group_pairs;
+
+    Scratch(const MatmulArgs& a, void* memory)
+        : totals(static_cast<FloatLanes*>(memory)),
+          rows(a.M),
+          group_pairs(kGrouped ? round_up(a.groups, kLanes) / 2 : 0) {
+      scales = reinterpret_cast<BitLanes*>(totals + kSetsPerUnit * kFields * rows);
+      codes = reinterpret_cast<std::uint8_t*>(scales + kSetsPerUnit * kFields * group_pairs);
+    }
+    std::size_t bytes(const MatmulArgs& a) const {
+      return static_cast<std::size_t>(kSetsPerUnit * kFields * (rows + group_pairs) * kVectorBytes +
+                                      kSetStripes * segment_of(a));
+    }
+    FloatLanes* totals_of(std::int64_t set, std::int64_t field) const {
+      return totals + (set * kFields + field) * rows;
+    }
+    BitLanes* scales_of(std::int64_t set, std::int64_t field) const {
+      return scales + (set * kFields + field) * group_pairs;
+    }
+  };
+  static std::size_t scratch_bytes(const MatmulArgs& a) { return Scratch(a, nullptr).bytes(a); }
+
+  /// What is multiplied at once: codes of some sets from k on.
+  struct Block {
+    const std::uint8_t* codes;  ///< of the first stripe
+    std::int64_t apart;         ///< bytes from a stripe to the next
+    std::int64_t set;           ///< the first one, counted within the unit
+    std::int64_t k, depth;      ///< whole chunks
+    const std::uint8_t* next;   ///< the codes that follow those of all sets, of which `next_depth` bytes are fetched
+    std::int64_t next_depth;
+  };
+
+  template <int kSets, int kFirst, int kFieldsNow, int kRows>
+  struct Sums : ProductSums<Columns, FloatLanes, kSets, kFirst, kFieldsNow, kRows> {
+    using SetColumns = BitLanes[kSets][PairColumns::kColumns];
+
+    template <class Fetch>
+    QUANTO_INLINE void add_columns(const SetColumns& columns, const std::uint64_t* x, Fetch& fetch) {
+      QUANTO_UNROLL for (int c = 0; c < PairColumns::kColumns; ++c) {
+        if constexpr (kFirst == 0) {
+          QUANTO_UNROLL for (int s = 0; s < kSets; ++s) fetch.next();
+        }
+        typename Columns::Codes codes[kSets];
+        QUANTO_UNROLL for (int s = 0; s < kSets; ++s) codes[s] = Columns::codes_of(columns[s][c]);
+        QUANTO_UNROLL for (int v = 0; v < kVectors; ++v) {
+          this->add_products(
+              codes, v, [&](int m) __attribute__((always_inline)) {
+                return (typename Columns::X)_mm512_set1_epi64(
+                    static_cast<std::int64_t>(x[(c * kVectors + v) * kRows + m]));
+              });
+        }
+      }
+    }
+    template <class Fetch>
+    QUANTO_INLINE void add_chunk(const std::uint8_t* codes, std::int64_t apart, const std::uint64_t* x, Fetch& fetch) {
+      SetColumns columns;
+      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+        PairColumns::load(codes + s * kSetStripes * apart, apart, columns[s]);
+      }
+      add_columns(columns, x, fetch);
+    }
+    /// Of two chunks after one another. Stripes are often multiples of 4 KB apart, so that all of them at one k share a
+    /// place in the L1 cache, which has room for twelve: of two sets each cache line is read only once.
+    template <class Fetch>
+    QUANTO_INLINE void add_two_chunks(const std::uint8_t* codes, std::int64_t apart, const std::uint64_t* x,
+                                      __m512i (*rest)[PairColumns::kColumns], Fetch& fetch) {
+      constexpr std::int64_t kNext = PairColumns::kColumns * kVectors * kRows;
+      if constexpr (kSets == 1) {
+        add_chunk(codes, apart, x, fetch);
+        add_chunk(codes + kChunk, apart, x + kNext, fetch);
+      } else {
+        SetColumns columns;
+        QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+          PairColumns::load(codes + s * kSetStripes * apart, apart, columns[s], rest[s]);
+        }
+        add_columns(columns, x, fetch);
+        QUANTO_UNROLL for (int s = 0; s < kSets; ++s) PairColumns::load_rest(rest[s], columns[s]);
+        add_columns(columns, x + kNext, fetch);
+      }
+    }
+  };
+
+  template <int kSets, int kFirst, int kFieldsNow, int kRows>
+  static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
+    const std::uint64_t* x = Prepared(a).pairs_at(b.k / kColumnBytes);
+    Sums<kSets, kFirst, kFieldsNow, kRows> sums;
+    FloatLanes* totals[kSets][kFieldsNow];
+    for (int s = 0; s < kSets; ++s) {
+      for (int f = 0; f < kFieldsNow; ++f) totals[s][f] = scratch.totals_of(b.set + s, kFirst + f);
+    }
+    StripeFetch<3> fetch(b.next, b.next_depth, b.apart);
+    const std::uint8_t* codes = b.codes;
+    __m512i memory[kSets][PairColumns::kColumns];
+    auto* rest = memory;
+    asm("" : "+r"(rest));  // or the compiler keeps it in registers, which pushes out others
+    const auto add_chunks = [&](std::int64_t count) __attribute__((always_inline)) {
+      constexpr std::int64_t kNext = PairColumns::kColumns * kVectors * kRows;
+      for (; count >= 2; count -= 2, codes += 2 * kChunk, x += 2 * kNext) {
+        sums.add_two_chunks(codes, b.apart, x, rest, fetch);
+      }
+      if (count > 0) {
+        sums.add_chunk(codes, b.apart, x, fetch);
+        codes += kChunk;
+        x += kNext;
+      }
+    };
+    if constexpr (!kGrouped) {
+      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { sum = totals[s][f][m]; });
+      add_chunks(b.depth / kChunk);
+      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { totals[s][f][m] = sum; });
+      return;
+    }
+    const std::int64_t group_size = a.groups == 1 ? round_up(a.K, kChunk) : a.group_size;
+    std::int64_t j = b.k / group_size;
+    for (std::int64_t k = 0; k < b.depth; k += group_size, ++j) {
+      const std::int64_t run = smaller(group_size, b.depth - k);
+      sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
+      add_chunks(run / kChunk);
+      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+        QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
+          const auto two = (__m512)scratch.scales_of(b.set + s, kFirst + f)[j / 2];
+          FloatLanes scale = (FloatLanes)(j % 2 == 0 ? _mm512_moveldup_ps(two) : _mm512_movehdup_ps(two));
+          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+            totals[s][f][m] = multiply_add(scale, sums.of[s][f][m], totals[s][f][m]);
+          }
+        }
+      }
+    }
+  }
+
+  template <int kSets, int kRows, int kFirst = 0>
+  static void multiply_fields(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
+    constexpr int kFieldsNow = kFieldsAtOnce<kRows>;
+    multiply<kSets, kFirst, kFieldsNow, kRows>(a, scratch, b);
+    if constexpr (kFirst + kFieldsNow < kFields) multiply_fields<kSets, kRows, kFirst + kFieldsNow>(a, scratch, b);
+  }
+
+  /// `sets` of them, as many at once as registers hold sums for.
+  template <int kSets, int kRows>
+  static void multiply_sets(const MatmulArgs& a, const Scratch& scratch, Block b, std::int64_t sets) {
+    for (; sets >= kSets; sets -= kSets) {
+      Block now = b;
+      b.set += kSets;
+      b.codes += kSets * kSetStripes * b.apart;
+      if (sets > kSets) {
+        now.next = b.codes;
+        now.next_depth = b.depth;
+      }
+      multiply_fields<kSets, kRows>(a, scratch, now);
+    }
+    if constexpr (kSets > 1) multiply_sets<kSets / 2, kRows>(a, scratch, b, sets);
+  }
+
+  /// The stripes [first, first + count) of a unit.
+  template <int kRows>
+  static void multiply_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+    const std::int64_t segment = segment_of(a), whole = a.K / kChunk * kChunk;
+    const std::uint8_t* codes = a.w + first * a.K;
+    const std::int64_t sets = count / kSetStripes;
+    const bool last = first + kLanes >= stripe_count<Columns>(a);
+    for (std::int64_t k = 0; k < whole; k += segment) {
+      const std::int64_t depth = smaller(segment, whole - k);
+      const std::int64_t next = k + depth < whole ? k + depth : 0;
+      const std::uint8_t* at = codes + (next > 0 || last ? next : kLanes * a.K);
+      multiply_sets<kSetsAtOnce<kRows>, kRows>(a, scratch,
+                                               {codes + k, a.K, 0, k, depth, at, smaller(segment, whole - next)}, sets);
+    }
+    // What is left of K, and fewer stripes than a set has.
+    for (std::int64_t set = 0; set < ceil_div(count, kSetStripes); ++set) {
+      const std::int64_t stripes = smaller(kSetStripes, count - set * kSetStripes);
+      for (std::int64_t k = stripes == kSetStripes ? whole : 0; k < a.K; k += segment) {
+        const std::int64_t depth = smaller(segment, a.K - k), padded = round_up(depth, kChunk);
+        __builtin_memset(scratch.codes, 0, static_cast<std::size_t>(kSetStripes * padded));
+        for (std::int64_t i = 0; i < stripes; ++i) {
+          __builtin_memcpy(scratch.codes + i * padded, codes + (set * kSetStripes + i) * a.K + k,
+                           static_cast<std::size_t>(depth));
+        }
+        multiply_sets<1, kRows>(a, scratch, {scratch.codes, padded, set, k, padded, scratch.codes, padded}, 1);
+      }
+    }
+  }
+
+  static void multiply_rows(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+    const auto if_rows = [&]<std::int64_t kRows>(Number<kRows>) {
+      if (a.M == kRows) multiply_unit<kRows>(a, first, count, scratch);
+    };
+    (if_rows(Number<kRowCounts>{}), ...);
+  }
+
+  /// Reads the scales of `count` <= kSetStripes channels, from n on, and starts their sums with what their shifts
+  /// contribute.
+  static void start_set(const MatmulArgs& a, std::int64_t n, std::int64_t count, float factor, BitLanes* out,
+                        FloatLanes* totals) {
+    const Prepared p(a);
+    for (std::int64_t m = 0; m < p.rows; ++m) totals[m] = FloatLanes{};
+    for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
+      BitLanes scale[kSetStripes] = {}, minus_offset[kSetStripes] = {}, columns[kSetStripes];
+      for (std::int64_t i = 0; i < count; ++i) {
+        const ScaleOffsets so = scale_offsets(a, (n + i) * a.groups + j, chunk.count);
+        scale[i] = (BitLanes)(so.scale * factor);
+        minus_offset[i] = (BitLanes)-so.offset;
+      }
+      PairColumns::transpose(scale, columns);
+      for (int i = 0; i < kSetStripes; ++i) out[j / 2 + i] = columns[i];
+      PairColumns::transpose(minus_offset, columns);
+      const std::int64_t pairs = ceil_div(static_cast<std::int64_t>(chunk.count), std::int64_t{2});
+      for (std::int64_t m = 0; m < p.rows; ++m) {
+        FloatLanes total = totals[m];
+        for (std::int64_t i = 0; i < pairs; ++i) {
+          const auto x = (FloatLanes)_mm512_set1_epi64(static_cast<std::int64_t>(p.sums[(j / 2 + i) * p.rows + m]));
+          total = multiply_add((FloatLanes)columns[i], x, total);
+        }
+        totals[m] = total;
+      }
+    });
+  }
+
+  static void start_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+    if constexpr (!kGrouped) {
+      for (std::int64_t i = 0; i < kSetsPerUnit * scratch.rows; ++i) scratch.totals[i] = FloatLanes{};
+    } else {
+      for (int field = 0; field < kFields; ++field) {
+        for (std::int64_t set = 0; set < kSetsPerUnit; ++set) {
+          const std::int64_t n = field * stripe_count<Columns>(a) + first + set * kSetStripes;
+          const std::int64_t channels = count - set * kSetStripes;
+          start_set(a, n, channels < 0 ? 0 : smaller(channels, std::int64_t{kSetStripes}), Columns::field_factor(field),
+                    scratch.scales_of(set, field), scratch.totals_of(set, field));
+        }
+      }
+    }
+  }
+
+  /// The sums of a unit's channels in a field, for one row: both places of each are added up.
+  static void store_sums(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+    store_channels<Columns>(a, first, count, [&](std::int64_t, int f, std::int64_t m) {
+      const Parted places = part(scratch.totals_of(0, f)[m], scratch.totals_of(1, f)[m]);
+      return places.even + places.odd;
+    });
+  }
+
+  static std::int64_t unit_count(const MatmulArgs& a) { return ceil_div(stripe_count<Columns>(a), kLanes); }
+
+  static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
+    const Scratch scratch(a, memory);
+    for (std::int64_t unit = begin; unit < end; ++unit) {
+      const std::int64_t first = unit * kLanes, count = smaller(kLanes, stripe_count<Columns>(a) - first);
+      start_unit(a, first, count, scratch);
+      const std::int64_t next = first + kLanes;
+      fetch_scales<Columns>(a, next, smaller(kLanes, stripe_count<Columns>(a) - next));
+      multiply_rows(a, first, count, scratch);
+      store_sums(a, first, count, scratch);
+    }
+  }
+
+  /// Groups have to end where chunks do. Where they end between two that could be multiplied at once, channel_lanes
+  /// is better, but for numbers of rows that it fills up; of codes of two bits for those too.
+  static bool supports(const MatmulArgs& a) {
+    const std::int64_t step = kFields == 1 || (kFields == 2 && a.M % 2 == 1) ? kChunk : 2 * kChunk;
+    return ((a.M == kRowCounts) || ...) && a.N % kFields == 0 && (Columns::kTakesAllValues || !a.special_values) &&
+           (a.groups == 1 || a.group_size % step == 0);
+  }
+
+  template <class Source = Columns>
+  static constexpr MatmulKernel kKernel = {"pair_lanes",  supports,      workspace_bytes, prepare<Source>,
+                                           serves_values, scratch_bytes, unit_count,      run};
+};
+
+}  // namespace
+}  // namespace quanto::kernels
