@@ -54,7 +54,7 @@ template <>
 struct Cell<QType::qint4, true> {
   static constexpr QType kQType = QType::qint4;
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Quarters<kQType, 3, 8>,
+      kBf16Quarters<kQType, 2, 8>,
       kBf16Lanes<kQType>,
       kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
