@@ -1,5 +1,6 @@
-// AVX-512 with VBMI and BF16: bfloat16 activations meet codes in dot product instructions, and few rows of other
-// activations meet float8 codes that are looked up. All other cells are left to the kernels of AVX-512.
+// AVX-512 with VBMI and BF16: bfloat16 activations meet codes in dot product instructions, as does a single row of
+// float16 ones with packed codes, and few rows of other activations meet float8 codes that are looked up. All other
+// cells are left to the kernels of AVX-512.
 #include "kernels/bf16_codes-inl.h"
 #include "kernels/bf16_columns-inl.h"
 #include "kernels/bf16_steps-inl.h"
@@ -108,6 +109,17 @@ constexpr void fill_float8_cells(KernelTable& table) {
   cells[static_cast<int>(DType::float16)] = {kLookedUpKernels<kQType, DType::float16>, 3};
 }
 
+/// For a single row: of several, most of the time does not go into lookups.
+template <QType kQType>
+constexpr MatmulKernel kSplitKernels[] = {
+    kFewRowsKernel<SplitFloat16Dots<kQType>, DType::float16, 1>,
+};
+
+template <QType kQType>
+constexpr void fill_split_cell(KernelTable& table) {
+  table.matmul[static_cast<int>(kQType)][static_cast<int>(DType::float16)] = {kSplitKernels<kQType>, 1};
+}
+
 constexpr KernelTable bf16_table() {
   KernelTable table{};
   table.isa = Isa::avx512_bf16;
@@ -117,6 +129,8 @@ constexpr KernelTable bf16_table() {
   fill_cell<QType::qfloat8_e4m3fn>(table);
   fill_cell<QType::qfloat8_e4m3fnuz>(table);
   fill_cell<QType::qfloat8_e5m2>(table);
+  fill_split_cell<QType::qint2>(table);
+  fill_split_cell<QType::qint4>(table);
   fill_int8_cell<QType::qint2>(table);
   fill_int8_cell<QType::qint4>(table);
   fill_int8_cell<QType::qint8>(table);

@@ -86,25 +86,25 @@ constexpr WordTable<kBits, kFirst> kWordTable;
 
 /// Each word's bits from bit `first` on, in the low bits of the word. On Intel's cores dot products and shifts of 512
 /// bits share a port and stall each other: a dot product takes 2 cycles alone, 4 beside a shift. On AMD's it is the
-/// other instruction that takes the place of a dot product: codes of two bits, which are not waiting for memory there,
-/// are shifted.
-template <int kBits>
+/// other instruction that takes the place of a dot product: codes are shifted where that and not memory is what takes
+/// the time.
+template <bool kShifts>
 QUANTO_INLINE __m512i words_from_bit(__m512i words, int first) {
   if (first == 0) return words;
-  if constexpr (kBits == 2) return _mm512_srli_epi16(words, static_cast<unsigned>(first));
+  if constexpr (kShifts) return _mm512_srli_epi16(words, static_cast<unsigned>(first));
   return _mm512_multishift_epi64_epi8(_mm512_set1_epi64(0x3030202010100000 + first * 0x0101010101010101), words);
 }
 
 /// The values of the codes in field `field` of the bytes that start at bit `offset` of each word. An index of five bits
 /// reaches two fields of two bits, so every second one needs no shift of its own.
-template <int kBits>
+template <int kBits, bool kShifts = kBits == 2>
 QUANTO_INLINE __m512i decode_words(__m512i words, int field, int offset) {
   if constexpr (kBits == 4) {
-    return _mm512_permutexvar_epi16(words_from_bit<kBits>(words, offset + 4 * field),
+    return _mm512_permutexvar_epi16(words_from_bit<kShifts>(words, offset + 4 * field),
                                     _mm512_load_si512(kWordTable<4, 0>.values));
   } else {
     const auto* table = field % 2 == 0 ? kWordTable<2, 0>.values : kWordTable<2, 2>.values;
-    return _mm512_permutexvar_epi16(words_from_bit<kBits>(words, offset + 4 * (field / 2)), _mm512_load_si512(table));
+    return _mm512_permutexvar_epi16(words_from_bit<kShifts>(words, offset + 4 * (field / 2)), _mm512_load_si512(table));
   }
 }
 
@@ -170,14 +170,21 @@ struct Bf16Dots {
   static inline bool prepare(const void* x, std::int64_t index, std::int64_t count, X* out) {
     const __m512i a = load_bf16(x, index, count), b = load_bf16(x, index + 32, count - 32);
     if constexpr (is_affine_qtype(kType)) {
-      out[0] = _mm512_permutex2var_epi16(a, _mm512_load_si512(kEvenWords.index), b);
-      out[1] =
-          _mm512_permutex2var_epi16(a, _mm512_add_epi16(_mm512_load_si512(kEvenWords.index), _mm512_set1_epi16(1)), b);
+      out[0] = words_of(0, a, b);
+      out[1] = words_of(1, a, b);
     } else {
       out[0] = _mm512_shuffle_i64x2(a, b, 0x88);
       out[1] = _mm512_shuffle_i64x2(a, b, 0xdd);
     }
     return all_plain(a) && all_plain(b);
+  }
+
+ protected:
+  /// The words of even or of odd index of two vectors.
+  static __m512i words_of(int parity, __m512i a, __m512i b) {
+    const __m512i index =
+        _mm512_add_epi16(_mm512_load_si512(kEvenWords.index), _mm512_set1_epi16(static_cast<short>(parity)));
+    return _mm512_permutex2var_epi16(a, index, b);
   }
 
  private:
@@ -188,6 +195,49 @@ struct Bf16Dots {
     }
   };
   static constexpr EvenWords kEvenWords{};
+};
+
+/// Dot products of 64 packed codes with float16 activations, each of which is the sum of two bfloat16 numbers: of its
+/// first eight bits and of the other three. A decoded vector meets both, so that decoding takes half as many lookups as
+/// float32 numbers do for as many multiplications. Every finite float16 number and its parts are plain.
+template <QType kType>
+struct SplitFloat16Dots : Bf16Dots<kType> {
+  static_assert(is_affine_qtype(kType));
+  static constexpr int kVectors = 4;
+  using Codes = typename Bf16Dots<kType>::Codes;
+  using X = __m512i;
+
+  static QUANTO_INLINE X decode(const Codes& codes, int field, int v) {
+    return decode_words<bits_of(kType), true>(codes.of[0], field, 8 * (v / 2));
+  }
+  /// The first bits of the activations of even index, their other bits, and the same of odd index.
+  template <DType kDType>
+  static inline bool prepare(const void* x, std::int64_t index, std::int64_t count, X* out) {
+    static_assert(kDType == DType::float16);
+    __m512i first[2], rest[2];  // of 32 activations each
+    bool plain = true;
+    for (int i = 0; i < 2; ++i) {
+      __m256i first_words[2], rest_words[2];
+      for (int j = 0; j < 2; ++j) {
+        const std::int64_t begin = (2 * i + j) * kLanes;
+        const FloatLanes value = load_remaining<kDType>(x, index + begin, count - begin);
+        plain &= all_plain(value);
+        const BitLanes upper = bits_from_float(value) & 0xffff0000u;
+        first_words[j] = upper_words(upper);
+        rest_words[j] = upper_words(bits_from_float(value - (FloatLanes)upper));
+      }
+      first[i] = _mm512_inserti64x4(_mm512_castsi256_si512(first_words[0]), first_words[1], 1);
+      rest[i] = _mm512_inserti64x4(_mm512_castsi256_si512(rest_words[0]), rest_words[1], 1);
+    }
+    for (int parity = 0; parity < 2; ++parity) {
+      out[2 * parity] = Bf16Dots<kType>::words_of(parity, first[0], first[1]);
+      out[2 * parity + 1] = Bf16Dots<kType>::words_of(parity, rest[0], rest[1]);
+    }
+    return plain;
+  }
+
+ private:
+  static __m256i upper_words(BitLanes bits) { return _mm512_cvtepi32_epi16((__m512i)(bits >> 16)); }
 };
 
 /// Dot products of 64 float8 codes with float32 activations: the codes' bfloat16 values are the upper halves of float32
