@@ -6,11 +6,12 @@ namespace {
 struct Simd {
   static constexpr int kRowVectors = 2;
   static constexpr int kTile = 6;  // 12 sums, 2 rows and a weight in 16 registers
-  // From where a panel, for whole multiples of 8 rows, costs about what few rows do. Few rows of packed codes add up
-  // in int16, which a panel does not.
-  static constexpr std::int64_t kFewestPanelRows = 21;
-  static constexpr std::int64_t kFewestInt8PanelRows = 13;
-  static constexpr std::int64_t kFewestPackedInt8PanelRows = 65;
+  // From where a panel, for whole multiples of 8 rows, costs about what few rows do. Those take codes of int8 to floats
+  // in so few instructions that a panel gains next to nothing.
+  static constexpr std::int64_t kFewestPanelRows = 26;
+  static constexpr std::int64_t kFewestInt8WeightPanelRows = 60;
+  static constexpr std::int64_t kFewestInt8PanelRows = 21;
+  static constexpr std::int64_t kFewestPackedInt8PanelRows = 20;
 };
 
 }  // namespace

@@ -8,8 +8,9 @@ struct Simd {
   static constexpr int kTile = 6;  // 24 sums, 4 rows and a weight in 32 registers
   // From where a panel for 32 rows costs no more than few rows do.
   static constexpr std::int64_t kFewestPanelRows = 27;
-  static constexpr std::int64_t kFewestInt8PanelRows = 20;
-  static constexpr std::int64_t kFewestPackedInt8PanelRows = 30;
+  static constexpr std::int64_t kFewestInt8WeightPanelRows = kFewestPanelRows;
+  static constexpr std::int64_t kFewestInt8PanelRows = 22;
+  static constexpr std::int64_t kFewestPackedInt8PanelRows = 13;
 };
 
 }  // namespace

@@ -70,7 +70,7 @@ requires Dots::kIntegers struct SumsOf<Dots> {
   using Sum = typename Dots::Sum;
 };
 #if defined(__AVX2__)
-QUANTO_INLINE FloatLanes as_floats(SignedWords sums) { return to_float(Int8SmallQuads::sums_of_pairs((IntLanes)sums)); }
+QUANTO_INLINE FloatLanes as_floats(SignedWords sums) { return to_float(sums_of_pairs(sums)); }
 #endif
 
 /// The same for a single field of packed codes, which is chosen when they are loaded. A stripe is a channel.

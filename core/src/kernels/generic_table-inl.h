@@ -2,8 +2,8 @@
 // nothing but vectors. avx512_bf16.cpp and avx512_amx.cpp put better ones before them.
 //
 // The including unit defines `Simd`: kRowVectors and kTile, the shape of the sums that a panel holds in registers, and
-// from how many rows on panels beat the kernels for few: kFewestPanelRows, and for int8 activations
-// kFewestInt8PanelRows, or kFewestPackedInt8PanelRows where codes are packed.
+// from how many rows on panels beat the kernels for few: kFewestPanelRows, kFewestInt8WeightPanelRows where weights are
+// int8, and for int8 activations kFewestInt8PanelRows, or kFewestPackedInt8PanelRows where codes are packed.
 #pragma once
 
 #include <cstddef>
@@ -25,9 +25,13 @@
 namespace quanto::kernels {
 namespace {
 
+template <QType kQType>
+constexpr std::int64_t kFewestPanelRows =
+    kQType == QType::qint8 ? Simd::kFewestInt8WeightPanelRows : Simd::kFewestPanelRows;
+
 template <QType kQType, DType kDType>
-constexpr MatmulKernel kPanelKernel =
-    DecodedPanel<FloatWeights<kQType, kDType>, kQType, Simd::kRowVectors, Simd::kTile, Simd::kFewestPanelRows>::kKernel;
+constexpr MatmulKernel kPanelKernel = DecodedPanel<FloatWeights<kQType, kDType>, kQType, Simd::kRowVectors, Simd::kTile,
+                                                   kFewestPanelRows<kQType>>::kKernel;
 
 template <class Step, QType kQType, std::int64_t kFewestRows>
 constexpr MatmulKernel kInt8PanelKernel =
@@ -38,7 +42,7 @@ template <QType kQType, DType kDType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
   static constexpr MatmulKernel kKernels[] = {
       kPanelKernel<kQType, kDType>,
-      kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
+      kFewRowsKernel<FloatDots<kQType>, kDType, kFewestPanelRows<kQType> - 1>,
       kRowsKernel<kQType, kDType>,
   };
 };
@@ -68,8 +72,10 @@ constexpr MatmulKernel kPairsKernel =
 template <DType kDType>
 struct Cell<QType::qint8, kDType, false> {
   static constexpr MatmulKernel kKernels[] = {
-      kPairsKernel<QType::qint8, kDType>, kLanesKernel<QType::qint8, kDType>,
-      kPanelKernel<QType::qint8, kDType>, kFewRowsKernel<FloatDots<QType::qint8>, kDType, Simd::kFewestPanelRows - 1>,
+      kPairsKernel<QType::qint8, kDType>,
+      kLanesKernel<QType::qint8, kDType>,
+      kPanelKernel<QType::qint8, kDType>,
+      kFewRowsKernel<FloatDots<QType::qint8>, kDType, kFewestPanelRows<QType::qint8> - 1>,
       kRowsKernel<QType::qint8, kDType>,
   };
 };
@@ -79,8 +85,8 @@ struct Cell<kQType, kDType, true> {
       kPairsKernel<kQType, kDType>,
       kLanesKernel<kQType, kDType>,
       kPanelKernel<kQType, kDType>,
-      kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
-      kFewRowsKernel<OneField<FloatDots<kQType>>, kDType, Simd::kFewestPanelRows - 1>,
+      kFewRowsKernel<FloatDots<kQType>, kDType, kFewestPanelRows<kQType> - 1>,
+      kFewRowsKernel<OneField<FloatDots<kQType>>, kDType, kFewestPanelRows<kQType> - 1>,
       kRowsKernel<kQType, kDType>,
   };
 };
@@ -89,8 +95,8 @@ template <QType kQType, DType kDType>
 struct Cell<kQType, kDType, true> {
   static constexpr MatmulKernel kKernels[] = {
       kPanelKernel<kQType, kDType>,
-      kFewRowsKernel<FloatDots<kQType>, kDType, Simd::kFewestPanelRows - 1>,
-      kFewRowsKernel<OneField<FloatDots<kQType>>, kDType, Simd::kFewestPanelRows - 1>,
+      kFewRowsKernel<FloatDots<kQType>, kDType, kFewestPanelRows<kQType> - 1>,
+      kFewRowsKernel<OneField<FloatDots<kQType>>, kDType, kFewestPanelRows<kQType> - 1>,
       kRowsKernel<kQType, kDType>,
   };
 };
@@ -125,7 +131,7 @@ template <QType kQType>
 struct Int8Cell<kQType, true> {
   static constexpr std::int64_t kFewestRows = Simd::kFewestPackedInt8PanelRows;
   static constexpr MatmulKernel kKernels[] = {
-      kInt8PanelKernel<Int8SmallQuads, kQType, kFewestRows>,
+      kInt8PanelKernel<Int8SmallQuads<bits_of(kQType)>, kQType, kFewestRows>,
       kFewRowsKernel<Int8SmallDots<kQType>, DType::float32, kFewestRows - 1>,
       kFewRowsKernel<Int8PairDots<kQType>, DType::float32, kFewestRows - 1>,
       kInt8RowsKernel<kQType>,

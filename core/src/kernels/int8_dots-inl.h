@@ -27,8 +27,6 @@ struct Int8Dots {
   static constexpr float field_factor(int) { return 1.0f; }
 };
 
-typedef std::uint16_t UnsignedWords __attribute__((vector_size(kVectorBytes)));
-
 /// Bytes of codes, two in a word.
 struct WordsOfCodes {
   struct Codes {
@@ -76,22 +74,20 @@ struct Int8SmallDots : Int8Dots<kType>, WordsOfCodes {
   static_assert(is_affine_qtype(kType));
   static constexpr int kVectors = 1;
   static constexpr std::int64_t kChunk = kVectorBytes;
-  static constexpr std::int32_t kCentre = Int8SmallQuads::kCentre;
+  static constexpr std::int32_t kCentre = Int8SmallQuads<bits_of(kType)>::kCentre;
   static constexpr int kBits = bits_of(kType);
   static constexpr int kLargestCode = (1 << kBits) - 1;
-  static constexpr std::int64_t kMostTogether = 32767 / (2 * 128 * kLargestCode) * kChunk;
+  static constexpr std::int64_t kMostTogether = kPairsInWord<kBits> * kChunk;
   using X = IntLanes;
   using Sum = SignedWords;
 
   static QUANTO_INLINE X decode(const Codes& codes, int field, int) {
     return (X)(codes.words >> (kBits * field) & static_cast<std::uint16_t>(kLargestCode * 0x0101));
   }
-  static QUANTO_INLINE Sum add_products(X w, X x, Sum sum) {
-    return sum + (SignedWords)Int8SmallQuads::products_of_pairs(w, x);
-  }
+  static QUANTO_INLINE Sum add_products(X w, X x, Sum sum) { return sum + products_of_pairs(w, x); }
   template <DType>
   static inline bool prepare(const void* x, std::int64_t index, std::int64_t count, X* out) {
-    *out = (X)Int8SmallQuads::load_activations(static_cast<const std::int8_t*>(x) + index, count);
+    *out = (X)Int8SmallQuads<kBits>::load_activations(static_cast<const std::int8_t*>(x) + index, count);
     return true;
   }
 };

@@ -43,6 +43,8 @@ struct LaneSteps {
   static constexpr bool kTakesPlanes = false;
   using Sum = IntLanes;
   using Activation = std::int8_t;
+  /// How many steps' products a smaller type, Products, holds the sum of, which they are added up in first; 0: none.
+  static constexpr std::int64_t kMostProducts = 0;
 
   /// Whether the lanes of activations that were added hold nothing but what the step serves.
   struct Values {
@@ -74,6 +76,9 @@ struct Int8Pairs : LaneSteps {
 
   /// The lanes of `count` activations, zeros after them.
   static inline BitLanes load_activations(const std::int8_t* x, std::int64_t count) {
+#if defined(__AVX2__) && defined(__F16C__)
+    if (count >= 2 * kLanes) return (BitLanes)load_signed_bytes(reinterpret_cast<const std::uint8_t*>(x));
+#endif
     std::int16_t wide[2 * kLanes] = {};
     for (std::int64_t i = 0; i < count; ++i) wide[i] = x[i];
     BitLanes lanes;
@@ -92,41 +97,60 @@ struct Int8Pairs : LaneSteps {
 };
 
 #if defined(__AVX2__)
-/// Four bytes in a lane, of packed codes, which are unsigned and so small that int16 holds two products.
+/// In int16 lanes: the sums of the products of neighbouring bytes, unsigned ones of w and signed ones of x.
+inline SignedWords products_of_pairs(IntLanes w, IntLanes x) {
+#if defined(__AVX512F__)
+  return (SignedWords)_mm512_maddubs_epi16((__m512i)w, (__m512i)x);
+#else
+  return (SignedWords)_mm256_maddubs_epi16((__m256i)w, (__m256i)x);
+#endif
+}
+/// The sums of neighbouring int16 lanes.
+inline IntLanes sums_of_pairs(SignedWords words) {
+#if defined(__AVX512F__)
+  return (IntLanes)_mm512_madd_epi16((__m512i)words, _mm512_set1_epi16(1));
+#else
+  return (IntLanes)_mm256_madd_epi16((__m256i)words, _mm256_set1_epi16(1));
+#endif
+}
+/// How many products_of_pairs with codes of kBits bits an int16 lane holds the sum of.
+template <int kBits>
+constexpr std::int64_t kPairsInWord = 32767 / (2 * 128 * ((1 << kBits) - 1));
+
+/// Four bytes in a lane, of packed codes, which are unsigned and so small that int16 lanes hold the products of several
+/// steps: to add those up first takes half the multiplications.
+template <int kBitsOfCodes>
 struct Int8SmallQuads : LaneSteps {
   static constexpr std::int64_t kStep = 4;
   static constexpr std::int32_t kOnes = 0x01010101;
   using Code = std::uint8_t;
   static constexpr std::int32_t kCentre = 0;
+  using Products = SignedWords;
+  static constexpr std::int64_t kMostProducts = kPairsInWord<kBitsOfCodes>;
 
+  static inline Products multiply_add(IntLanes w, IntLanes x, Products sum) { return sum + products_of_pairs(w, x); }
   static inline IntLanes multiply_add(IntLanes w, IntLanes x, IntLanes sum) {
-    return (IntLanes)((BitLanes)sum + (BitLanes)sums_of_pairs(products_of_pairs(w, x)));
+    return add(sum, products_of_pairs(w, x));
   }
-  /// In int16 lanes.
-  static inline IntLanes products_of_pairs(IntLanes w, IntLanes x) {
-#if defined(__AVX512F__)
-    return (IntLanes)_mm512_maddubs_epi16((__m512i)w, (__m512i)x);
-#else
-    return (IntLanes)_mm256_maddubs_epi16((__m256i)w, (__m256i)x);
-#endif
-  }
-  static inline IntLanes sums_of_pairs(IntLanes words) {
-#if defined(__AVX512F__)
-    return (IntLanes)_mm512_madd_epi16((__m512i)words, _mm512_set1_epi16(1));
-#else
-    return (IntLanes)_mm256_madd_epi16((__m256i)words, _mm256_set1_epi16(1));
-#endif
+  static inline IntLanes add(IntLanes sum, Products products) {
+    return (IntLanes)((BitLanes)sum + (BitLanes)sums_of_pairs(products));
   }
 
   static inline BitLanes load_activations(const std::int8_t* x, std::int64_t count) {
+    if (count >= kVectorBytes) return load<BitLanes>(x, kLanes);
     BitLanes lanes{};
-    if (count > 0) __builtin_memcpy(&lanes, x, static_cast<std::size_t>(smaller(count, kVectorBytes)));
+    if (count > 0) __builtin_memcpy(&lanes, x, static_cast<std::size_t>(count));
     return lanes;
   }
-  /// The codes of kBits bits from bit `shift` of each byte on.
+  /// Writes whole vectors.
   template <int kBits>
   static inline void unpack(const std::uint8_t* bytes, std::int64_t count, int shift, Code* out) {
-    for (std::int64_t i = 0; i < count; ++i) out[i] = static_cast<Code>(bytes[i] >> shift & ((1 << kBits) - 1));
+    constexpr std::uint16_t kMask = ((1 << kBits) - 1) * 0x0101;
+    for (std::int64_t i = 0; i < count; i += kVectorBytes) {
+      const auto words = (UnsignedWords)load_activations(reinterpret_cast<const std::int8_t*>(bytes + i), count - i);
+      const UnsignedWords codes = words >> static_cast<std::uint16_t>(shift) & kMask;
+      __builtin_memcpy(out + i, &codes, sizeof(codes));
+    }
   }
 };
 #endif

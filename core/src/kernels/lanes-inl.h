@@ -33,6 +33,7 @@ typedef float FloatLanes __attribute__((vector_size(kVectorBytes)));
 typedef std::int32_t IntLanes __attribute__((vector_size(kVectorBytes)));
 typedef std::uint32_t BitLanes __attribute__((vector_size(kVectorBytes)));
 typedef std::int16_t SignedWords __attribute__((vector_size(kVectorBytes)));
+typedef std::uint16_t UnsignedWords __attribute__((vector_size(kVectorBytes)));
 
 // Bytes and 16-bit words beside 32-bit lanes: one element per lane.
 typedef std::uint8_t ByteLanes __attribute__((vector_size(kLanes)));

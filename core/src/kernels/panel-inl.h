@@ -30,6 +30,7 @@ template <class Step, QType kQType, int kRowVectors, int kTile, std::int64_t kFe
 struct DecodedPanel {
   /// Whether sums are scaled group by group.
   static constexpr bool kGrouped = is_affine_qtype(kQType) && Step::kMultipliesCodes;
+  static constexpr bool kFillsEarly = Step::kIntegers && !Step::kTiles && kLanes > 4;
   static constexpr bool kHasSums = kGrouped || Step::kCentre != 0;
   static constexpr int kSums = kRowVectors * kTile;
   static constexpr std::int64_t kBlockRows = kRowVectors * kLanes;
@@ -296,8 +297,9 @@ struct DecodedPanel {
   static constexpr std::int64_t kFetchedAtOnce = kFetchSteps * kBlockRows * kTile / kChannels;
 
   /// The next `steps` steps of a run, one or more.
-  template <int kC, int kV>
-  static QUANTO_INLINE void add_products(const MatmulArgs& a, const Run& r, std::int64_t steps, Sum (&acc)[kC][kV]) {
+  template <class Products, int kC, int kV>
+  static QUANTO_INLINE void add_products(const MatmulArgs& a, const Run& r, std::int64_t steps,
+                                         Products (&acc)[kC][kV]) {
     const auto* w = reinterpret_cast<const char*>(r.w);
     std::int64_t s = 0;
     do {
@@ -320,6 +322,28 @@ struct DecodedPanel {
         }
       } while (++s < last);
     } while (s < steps);
+  }
+
+  /// The same by way of sums of Step::Products, of as many steps as those hold. The others are in the L1 cache
+  /// meanwhile.
+  template <int kC, int kV>
+  static QUANTO_INLINE void add_products_in_parts(const MatmulArgs& a, Run r, std::int64_t steps, Sum (&acc)[kC][kV]) {
+    constexpr std::int64_t kMost = Step::kMostProducts;
+    constexpr std::int64_t kPart = kMost > kFetchSteps ? kMost / kFetchSteps * kFetchSteps : kMost;
+    static_assert(kPart % kFetchSteps == 0 || kFetchSteps % kPart == 0);
+    Run part = r;
+    for (std::int64_t s = 0; s < steps; s += kPart) {
+      const bool fetches = s % kFetchSteps == 0;
+      part.next = fetches && r.next != nullptr ? r.next + s * Step::kStep : nullptr;
+      part.next_x = fetches && r.next_x != nullptr ? r.next_x + s / kFetchSteps * kFetchedAtOnce : nullptr;
+      typename Step::Products products[kC][kV] = {};
+      add_products(a, part, smaller(kPart, steps - s), products);
+      QUANTO_UNROLL for (int c = 0; c < kC; ++c) {
+        QUANTO_UNROLL for (int v = 0; v < kV; ++v) acc[c][v] = Step::add(acc[c][v], products[c][v]);
+      }
+      part.x += kPart * kV * kLanes;
+      part.w += kPart * Step::kStep;
+    }
   }
 
   /// Sums begin with what takes the centre of the codes out again.
@@ -345,7 +369,7 @@ struct DecodedPanel {
         QUANTO_UNROLL for (int v = 0; v < kV; ++v) acc[c][v] = load<Sum>(r.sums + c * kSumsApart + v * kLanes, kLanes);
       }
     }
-    add_products<kC, kV>(a, r, ceil_div(r.end - r.begin, Step::kStep), acc);
+    add_products(a, r, ceil_div(r.end - r.begin, Step::kStep), acc);
     QUANTO_UNROLL for (int c = 0; c < kC; ++c) {
       QUANTO_UNROLL for (int v = 0; v < kV; ++v) store(r.sums + c * kSumsApart + v * kLanes, acc[c][v], kLanes);
     }
@@ -357,7 +381,11 @@ struct DecodedPanel {
     for (std::int64_t k = r.begin, group_end = round_up(r.begin + 1, a.group_size); k < r.end;) {
       const std::int64_t end = smaller(group_end, r.end), steps = ceil_div(end - k, Step::kStep);
       Sum acc[kC][kV] = {};
-      add_products<kC, kV>(a, r, steps, acc);
+      if constexpr (Step::kMostProducts > 0) {
+        add_products_in_parts(a, r, steps, acc);
+      } else {
+        add_products(a, r, steps, acc);
+      }
       // Parts of a group after the first find its shift applied.
       const bool first = k == group_end - a.group_size;
       FloatLanes x_sums[kV] = {};
@@ -569,9 +597,11 @@ struct DecodedPanel {
     }
   }
 
-  /// Steps may not straddle groups. From `kFewestRows` on this beats the kernel for few rows.
+  /// Steps may not straddle groups. From `kFewestRows` on this beats the kernel for few rows, with integers also where
+  /// a little fewer fill all lanes of wide vectors.
   static bool supports(const MatmulArgs& a) {
-    return a.M >= kFewestRows && (Step::kTakesAllValues || !a.special_values) &&
+    const bool fills = kFillsEarly && a.M % kLanes == 0 && a.M + kLanes >= kFewestRows;
+    return (a.M >= kFewestRows || fills) && (Step::kTakesAllValues || !a.special_values) &&
            (a.groups == 1 || a.group_size % (Step::kStep * Step::kStepsAtOnce) == 0);
   }
 

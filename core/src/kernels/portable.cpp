@@ -8,6 +8,7 @@ struct Simd {
   static constexpr int kRowVectors = 2;
   static constexpr int kTile = 6;
   static constexpr std::int64_t kFewestPanelRows = 5;
+  static constexpr std::int64_t kFewestInt8WeightPanelRows = kFewestPanelRows;
   static constexpr std::int64_t kFewestInt8PanelRows = 5;
   static constexpr std::int64_t kFewestPackedInt8PanelRows = 5;
 };
