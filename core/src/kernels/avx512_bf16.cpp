@@ -22,8 +22,8 @@ constexpr std::int64_t kMostLookedUpRows = 26;  // before the panel of avx512.cp
 constexpr std::int64_t kMostLaneRows = 48;
 // From where channels are better the lanes of vectors than neighbours along K are: of bfloat16 activations by the bits
 // of codes, and of those that meet float8 codes that are looked up.
-constexpr std::int64_t fewest_lane_rows(int bits) { return bits == 8 ? 7 : bits == 4 ? 4 : 3; }
-constexpr std::int64_t kFewestLookedUpLaneRows = 5;
+constexpr std::int64_t fewest_lane_rows(int bits) { return bits == 8 ? 9 : bits == 4 ? 4 : 3; }
+constexpr std::int64_t kFewestLookedUpLaneRows = 9;
 
 // Sums in registers: with 4 vectors of rows and a pair of weights they fill 32.
 constexpr int kRowVectors = 4, kTile = 6;
@@ -39,13 +39,14 @@ constexpr MatmulKernel kBf16Lanes =
 template <QType kQType, std::int64_t kFewestRows, std::int64_t kMostRows>
 constexpr MatmulKernel kBf16Quarters = QuarterLanes<Bf16Columns<kQType>, kFewestRows, kMostRows>::kKernel;
 
-/// More rows of int8 lose where K is small.
-constexpr std::int64_t most_quarter_rows(QType qtype) { return qtype == QType::qint8 ? 6 : 8; }
+template <QType kQType, std::int64_t... kRowCounts>
+constexpr MatmulKernel kBf16Pairs = PairLanes<Bf16Columns<kQType>, kRowCounts...>::template kKernel<>;
 
 template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Quarters<kQType, 5, most_quarter_rows(kQType)>,
+      kBf16Quarters<kQType, 5, 6>,
+      kBf16Pairs<kQType, 2, 3, 4, 7, 8>,
       kBf16Lanes<kQType>,
       kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
@@ -67,7 +68,8 @@ struct Cell<QType::qint2, true> {
   static constexpr QType kQType = QType::qint2;
   static constexpr MatmulKernel kKernels[] = {
       kBf16Quarters<kQType, 2, 4>,
-      kBf16Quarters<kQType, 7, 8>,  // six rows have sums enough for all fields in channel_lanes, but not in it
+      kBf16Quarters<kQType, 7, 8>,
+      kBf16Pairs<kQType, 5>,
       kBf16Lanes<kQType>,
       kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,

@@ -61,7 +61,7 @@ struct ChannelLanes {
     explicit Prepared(const MatmulArgs& a)
         : words(static_cast<std::uint32_t*>(a.workspace)),
           blocks(ceil_div(a.M, kRowsAtOnce)),
-          each(padded_block(ceil_div(a.M, blocks))),
+          each(ceil_div(a.M, blocks)),
           columns(round_up(a.K, kVectorBytes) / kColumnBytes),
           groups(kGrouped ? a.groups : 0) {
       sums = reinterpret_cast<float*>(words + blocks * columns * kVectors * each);
@@ -301,11 +301,11 @@ struct ChannelLanes {
     }
   }
 
-  /// Blocks of `rows` <= kRows rows, a number that padded_block() gives.
+  /// Blocks of `rows` <= kRows rows.
   template <int kRows = kRowsAtOnce>
   static void multiply_rows(const MatmulArgs& a, const Unit& u, std::int64_t rows, const Scratch& scratch) {
     if constexpr (kRows > 0) {
-      if constexpr (padded_block(kRows) == kRows && kRows >= smaller(kFewestRows, kRowsAtOnce / 2)) {
+      if constexpr (kRows >= smaller(kFewestRows, kRowsAtOnce / 2)) {
         if (rows == kRows) return multiply_unit<kRows>(a, u, scratch);
       }
       multiply_rows<kRows - 1>(a, u, rows, scratch);

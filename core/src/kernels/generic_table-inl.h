@@ -49,7 +49,7 @@ struct Cell {
 #if defined(__AVX512F__)
 /// From how many rows on channels are better the lanes of vectors than neighbours along K are.
 constexpr std::int64_t fewest_lane_rows(QType qtype) {
-  return qtype == QType::qint8 ? 7 : qtype == QType::qint4 ? 4 : 3;
+  return qtype == QType::qint8 ? 9 : qtype == QType::qint4 ? 4 : 3;
 }
 /// Up to where, in blocks of 12 rows, they cost no more than a panel.
 constexpr std::int64_t kMostLaneRows = 48;

@@ -432,9 +432,9 @@ struct PairLanes {
   }
 
   /// Groups have to end where chunks do. Where they end between two that could be multiplied at once, channel_lanes
-  /// is better, but for numbers of rows that it fills up; of codes of two bits for those too.
+  /// is better, of codes of two bits for all numbers of rows.
   static bool supports(const MatmulArgs& a) {
-    const std::int64_t step = kFields == 1 || (kFields == 2 && a.M % 2 == 1) ? kChunk : 2 * kChunk;
+    const std::int64_t step = kFields == 1 || (kFields == 2 && a.M == 3) ? kChunk : 2 * kChunk;
     return ((a.M == kRowCounts) || ...) && a.N % kFields == 0 && (Columns::kTakesAllValues || !a.special_values) &&
            (a.groups == 1 || a.group_size % step == 0);
   }

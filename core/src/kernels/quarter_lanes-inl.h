@@ -76,12 +76,11 @@ struct QuarterLanes {
     typename Columns::X* activations;
     float* sums;
     bool* plain;
-    std::int64_t rows;  ///< M, filled up with zeros
-    std::int64_t chunks, sums_each;
+    std::int64_t rows, chunks, sums_each;
 
     explicit Prepared(const MatmulArgs& a)
         : activations(static_cast<typename Columns::X*>(a.workspace)),
-          rows(padded_block(a.M)),
+          rows(a.M),
           chunks(ceil_div(a.K, kChunk)),
           sums_each(kGrouped ? round_up(a.groups, kLanes) : 0) {
       sums = reinterpret_cast<float*>(activations + rows * chunks * kVectors);
@@ -100,15 +99,13 @@ struct QuarterLanes {
 
   static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
     const Prepared p(a);
-    if (end == a.M) end = p.rows;
     for (std::int64_t m = begin; m < end; ++m) {
-      const std::int64_t K = m < a.M ? a.K : 0;
       bool plain = true;
       for (std::int64_t c = 0; c < p.chunks; ++c) {
         FloatLanes words[kVectors];  // those of a column beside each other
         for (int v = 0; v < kVectors; ++v) {
           const std::int64_t k = c * kChunk + v * (kChunk / kVectors);
-          words[v] = K > 0 ? (FloatLanes)Columns::load_words(a.x, m * a.x_stride + k, K - k, plain) : FloatLanes{};
+          words[v] = (FloatLanes)Columns::load_words(a.x, m * a.x_stride + k, a.K - k, plain);
         }
         static_assert(kVectors == 2);
         const Parted parted = part(words[0], words[1]);
@@ -117,8 +114,7 @@ struct QuarterLanes {
       }
       p.plain[m] = plain;
       for (std::int64_t j = 0; j < p.sums_each; ++j) {
-        const bool exists = m < a.M && j < a.groups;
-        p.sums_of(m)[j] = exists ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
+        p.sums_of(m)[j] = j < a.groups ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
       }
     }
   }
@@ -130,7 +126,7 @@ struct QuarterLanes {
   /// memory read in pieces too short: up to 1.3 times the time.
   static std::int64_t segment_of(const MatmulArgs& a) {
     constexpr std::int64_t kBytes = std::int64_t{128} << 10;
-    const std::int64_t most = kBytes / (padded_block(a.M) * kVectors * kVectorBytes);
+    const std::int64_t most = kBytes / (a.M * kVectors * kVectorBytes);
     const std::int64_t chunks = ceil_div(a.K, kChunk), segment = kChunk * ceil_div(chunks, ceil_div(chunks, most));
     if (!kGrouped) return segment;
     if (a.groups == 1) return kChunk * chunks;
@@ -145,9 +141,7 @@ struct QuarterLanes {
     std::int64_t rows, groups;
 
     Scratch(const MatmulArgs& a, void* memory)
-        : totals(static_cast<FloatLanes*>(memory)),
-          rows(padded_block(a.M)),
-          groups(kGrouped ? round_up(a.groups, kLanes) : 0) {
+        : totals(static_cast<FloatLanes*>(memory)), rows(a.M), groups(kGrouped ? round_up(a.groups, kLanes) : 0) {
       scales = reinterpret_cast<float*>(totals + kSetsPerUnit * kFields * rows);
       codes = reinterpret_cast<std::uint8_t*>(scales + kSetsPerUnit * kFields * groups * kSetStripes);
     }
@@ -311,13 +305,10 @@ struct QuarterLanes {
     }
   }
 
-  /// `rows`, a number that padded_block() gives.
   template <int kRows = kMostRows>
   static void multiply_rows(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
     if constexpr (kRows >= kFewestRows) {
-      if constexpr (padded_block(kRows) == kRows) {
-        if (scratch.rows == kRows) return multiply_unit<kRows>(a, first, count, scratch);
-      }
+      if (a.M == kRows) return multiply_unit<kRows>(a, first, count, scratch);
       multiply_rows<kRows - 1>(a, first, count, scratch);
     }
   }
