@@ -1,6 +1,6 @@
-// AVX-512 with VBMI and BF16: bfloat16 activations meet codes in dot product instructions, as does a single row of
-// float16 ones with packed codes, and few rows of other activations meet float8 codes that are looked up. All other
-// cells are left to the kernels of AVX-512.
+// AVX-512 with VBMI and BF16: bfloat16 activations meet codes in dot product instructions, as do one or two
+// rows of float16 ones with packed codes, and few rows of other activations meet float8 codes that are looked up. All
+// other cells are left to the kernels of AVX-512.
 #include "kernels/bf16_codes-inl.h"
 #include "kernels/bf16_columns-inl.h"
 #include "kernels/bf16_steps-inl.h"
@@ -111,10 +111,11 @@ constexpr void fill_float8_cells(KernelTable& table) {
   cells[static_cast<int>(DType::float16)] = {kLookedUpKernels<kQType, DType::float16>, 3};
 }
 
-/// For a single row: of several, most of the time does not go into lookups.
+/// Up to where lookups take so much of the time that half as many are worth as many dot products as multiply-adds.
+constexpr std::int64_t most_split_rows(QType qtype) { return qtype == QType::qint2 ? 2 : 1; }
 template <QType kQType>
 constexpr MatmulKernel kSplitKernels[] = {
-    kFewRowsKernel<SplitFloat16Dots<kQType>, DType::float16, 1>,
+    kFewRowsKernel<SplitFloat16Dots<kQType>, DType::float16, most_split_rows(kQType)>,
 };
 
 template <QType kQType>
