@@ -22,6 +22,7 @@
 #include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lane_channels-inl.h"
+#include "kernels/lane_sets-inl.h"
 #include "kernels/lanes-inl.h"
 #include "kernels/product_sums-inl.h"
 
@@ -80,13 +81,9 @@ struct PairColumns {
 
 /// kRowCounts: the numbers of rows that it serves.
 template <class Columns, std::int64_t... kRowCounts>
-struct PairLanes {
-  static constexpr QType kQType = Columns::kQType;
-  static constexpr bool kGrouped = is_affine_qtype(kQType);
-  static constexpr int kFields = Columns::kFields;
-  static constexpr int kVectors = Columns::kVectors;  // that a column decodes to, of each field
-  static constexpr int kSetStripes = PairColumns::kRows;
-  static constexpr int kSetsPerUnit = kLanes / kSetStripes;
+struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColumns::kRows> {
+  using Sets = LaneSets<PairLanes, Columns, PairColumns::kRows>;
+  using Sets::kFields, Sets::kGrouped, Sets::kSetStripes, Sets::kSetsPerUnit, Sets::kVectors;
   static constexpr std::int64_t kChunk = 32;
   static constexpr std::int64_t kColumnBytes = 8;
   static constexpr int kMostSums = 16;  // in registers, beside the columns of their sets
@@ -121,7 +118,6 @@ struct PairLanes {
     }
     std::uint64_t* pairs_at(std::int64_t column) const { return pairs + column * kVectors * rows; }
   };
-  static std::size_t workspace_bytes(const MatmulArgs& a) { return Prepared(a).bytes(); }
 
   /// A vector of words as load_words() gives them, those of two places along K beside each other.
   static QUANTO_INLINE BitLanes in_pairs(BitLanes words) {
@@ -159,8 +155,6 @@ struct PairLanes {
     }
   }
 
-  static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
-
   /// Codes that are multiplied before the next stripes are: whole chunks and whole groups. The activations of as many
   /// stay in the L2 cache.
   static std::int64_t segment_of(const MatmulArgs& a) {
@@ -196,17 +190,6 @@ struct PairLanes {
     BitLanes* scales_of(std::int64_t set, std::int64_t field) const {
       return scales + (set * kFields + field) * group_pairs;
     }
-  };
-  static std::size_t scratch_bytes(const MatmulArgs& a) { return Scratch(a, nullptr).bytes(a); }
-
-  /// What is multiplied at once: codes of some sets from k on.
-  struct Block {
-    const std::uint8_t* codes;  ///< of the first stripe
-    std::int64_t apart;         ///< bytes from a stripe to the next
-    std::int64_t set;           ///< the first one, counted within the unit
-    std::int64_t k, depth;      ///< whole chunks
-    const std::uint8_t* next;   ///< the codes that follow those of all sets, of which `next_depth` bytes are fetched
-    std::int64_t next_depth;
   };
 
   template <int kSets, int kFirst, int kFieldsNow, int kRows>
@@ -260,7 +243,7 @@ struct PairLanes {
   };
 
   template <int kSets, int kFirst, int kFieldsNow, int kRows>
-  static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
+  static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
     const std::uint64_t* x = Prepared(a).pairs_at(b.k / kColumnBytes);
     Sums<kSets, kFirst, kFieldsNow, kRows> sums;
     FloatLanes* totals[kSets][kFieldsNow];
@@ -307,61 +290,9 @@ struct PairLanes {
     }
   }
 
-  template <int kSets, int kRows, int kFirst = 0>
-  static void multiply_fields(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
-    constexpr int kFieldsNow = kFieldsAtOnce<kRows>;
-    multiply<kSets, kFirst, kFieldsNow, kRows>(a, scratch, b);
-    if constexpr (kFirst + kFieldsNow < kFields) multiply_fields<kSets, kRows, kFirst + kFieldsNow>(a, scratch, b);
-  }
-
-  /// `sets` of them, as many at once as registers hold sums for.
-  template <int kSets, int kRows>
-  static void multiply_sets(const MatmulArgs& a, const Scratch& scratch, Block b, std::int64_t sets) {
-    for (; sets >= kSets; sets -= kSets) {
-      Block now = b;
-      b.set += kSets;
-      b.codes += kSets * kSetStripes * b.apart;
-      if (sets > kSets) {
-        now.next = b.codes;
-        now.next_depth = b.depth;
-      }
-      multiply_fields<kSets, kRows>(a, scratch, now);
-    }
-    if constexpr (kSets > 1) multiply_sets<kSets / 2, kRows>(a, scratch, b, sets);
-  }
-
-  /// The stripes [first, first + count) of a unit.
-  template <int kRows>
-  static void multiply_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
-    const std::int64_t segment = segment_of(a), whole = a.K / kChunk * kChunk;
-    const std::uint8_t* codes = a.w + first * a.K;
-    const std::int64_t sets = count / kSetStripes;
-    const bool last = first + kLanes >= stripe_count<Columns>(a);
-    for (std::int64_t k = 0; k < whole; k += segment) {
-      const std::int64_t depth = smaller(segment, whole - k);
-      const std::int64_t next = k + depth < whole ? k + depth : 0;
-      const std::uint8_t* at = codes + (next > 0 || last ? next : kLanes * a.K);
-      multiply_sets<kSetsAtOnce<kRows>, kRows>(a, scratch,
-                                               {codes + k, a.K, 0, k, depth, at, smaller(segment, whole - next)}, sets);
-    }
-    // What is left of K, and fewer stripes than a set has.
-    for (std::int64_t set = 0; set < ceil_div(count, kSetStripes); ++set) {
-      const std::int64_t stripes = smaller(kSetStripes, count - set * kSetStripes);
-      for (std::int64_t k = stripes == kSetStripes ? whole : 0; k < a.K; k += segment) {
-        const std::int64_t depth = smaller(segment, a.K - k), padded = round_up(depth, kChunk);
-        __builtin_memset(scratch.codes, 0, static_cast<std::size_t>(kSetStripes * padded));
-        for (std::int64_t i = 0; i < stripes; ++i) {
-          __builtin_memcpy(scratch.codes + i * padded, codes + (set * kSetStripes + i) * a.K + k,
-                           static_cast<std::size_t>(depth));
-        }
-        multiply_sets<1, kRows>(a, scratch, {scratch.codes, padded, set, k, padded, scratch.codes, padded}, 1);
-      }
-    }
-  }
-
   static void multiply_rows(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
     const auto if_rows = [&]<std::int64_t kRows>(Number<kRows>) {
-      if (a.M == kRows) multiply_unit<kRows>(a, first, count, scratch);
+      if (a.M == kRows) Sets::template multiply_unit<kRows>(a, first, count, scratch);
     };
     (if_rows(Number<kRowCounts>{}), ...);
   }
@@ -417,20 +348,6 @@ struct PairLanes {
     });
   }
 
-  static std::int64_t unit_count(const MatmulArgs& a) { return ceil_div(stripe_count<Columns>(a), kLanes); }
-
-  static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
-    const Scratch scratch(a, memory);
-    for (std::int64_t unit = begin; unit < end; ++unit) {
-      const std::int64_t first = unit * kLanes, count = smaller(kLanes, stripe_count<Columns>(a) - first);
-      start_unit(a, first, count, scratch);
-      const std::int64_t next = first + kLanes;
-      fetch_scales<Columns>(a, next, smaller(kLanes, stripe_count<Columns>(a) - next));
-      multiply_rows(a, first, count, scratch);
-      store_sums(a, first, count, scratch);
-    }
-  }
-
   /// Groups have to end where chunks do. Where they end between two that could be multiplied at once, channel_lanes
   /// is better, of codes of two bits for all numbers of rows.
   static bool supports(const MatmulArgs& a) {
@@ -440,8 +357,9 @@ struct PairLanes {
   }
 
   template <class Source = Columns>
-  static constexpr MatmulKernel kKernel = {"pair_lanes",  supports,      workspace_bytes, prepare<Source>,
-                                           serves_values, scratch_bytes, unit_count,      run};
+  static constexpr MatmulKernel kKernel = {
+      "pair_lanes",     supports, Sets::workspace_bytes, prepare<Source>, Sets::serves_values, Sets::scratch_bytes,
+      Sets::unit_count, Sets::run};
 };
 
 }  // namespace

@@ -21,6 +21,7 @@
 #include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lane_channels-inl.h"
+#include "kernels/lane_sets-inl.h"
 #include "kernels/lanes-inl.h"
 #include "kernels/product_sums-inl.h"
 
@@ -29,6 +30,8 @@ namespace {
 
 /// The columns of four stripes, of which it takes two at once.
 struct QuarterColumns {
+  static constexpr int kStripes = 4;
+
   /// Columns 2 * half and 2 * half + 1 of the vectors at `codes` and `apart` after one another: in quarter q of column
   /// j, lane 4 * q + j of each.
   static QUANTO_INLINE void load(const std::uint8_t* codes, std::int64_t apart, int half, BitLanes (&columns)[2]) {
@@ -50,14 +53,10 @@ struct QuarterColumns {
 };
 
 template <class Columns, std::int64_t kFewestRows, std::int64_t kMostRows>
-struct QuarterLanes {
-  static constexpr QType kQType = Columns::kQType;
-  static constexpr bool kGrouped = is_affine_qtype(kQType);
-  static constexpr int kFields = Columns::kFields;
-  static constexpr int kVectors = Columns::kVectors;  // that a column decodes to, of each field
+struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Columns, QuarterColumns::kStripes> {
+  using Sets = LaneSets<QuarterLanes, Columns, QuarterColumns::kStripes>;
+  using Sets::kFields, Sets::kGrouped, Sets::kSetStripes, Sets::kSetsPerUnit, Sets::kVectors;
   static constexpr std::int64_t kChunk = kVectorBytes;
-  static constexpr int kSetStripes = 4;
-  static constexpr int kSetsPerUnit = kLanes / kSetStripes;
   static_assert(kMostRows <= kRowsAtOnce);
   /// Sums in registers. More of them would push out the columns of several sets: three to six rows took up to 1.3 times
   /// as long.
@@ -95,7 +94,6 @@ struct QuarterLanes {
     }
     float* sums_of(std::int64_t m) const { return sums + m * sums_each; }
   };
-  static std::size_t workspace_bytes(const MatmulArgs& a) { return Prepared(a).bytes(); }
 
   static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
     const Prepared p(a);
@@ -118,8 +116,6 @@ struct QuarterLanes {
       }
     }
   }
-
-  static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
 
   /// Codes that are multiplied before the next stripes are: whole chunks and whole groups. The activations of as many
   /// stay in the L2 cache, from which each is loaded once for four columns. Shorter segments, for the L1 cache, have
@@ -160,17 +156,6 @@ struct QuarterLanes {
       return (group / kLanes * kLanes + group % 4 * 4 + group % kLanes / 4) * kSetStripes;
     }
   };
-  static std::size_t scratch_bytes(const MatmulArgs& a) { return Scratch(a, nullptr).bytes(a); }
-
-  /// What is multiplied at once: codes of some sets from k on.
-  struct Block {
-    const std::uint8_t* codes;  ///< of the first stripe
-    std::int64_t apart;         ///< bytes from a stripe to the next
-    std::int64_t set;           ///< the first one, counted within the unit
-    std::int64_t k, depth;      ///< whole chunks
-    const std::uint8_t* next;   ///< the codes that follow those of all sets, of which `next_depth` bytes are fetched
-    std::int64_t next_depth;
-  };
 
   template <int kSets, int kFirst, int kFieldsNow, int kRows>
   struct Sums : ProductSums<Columns, FloatLanes, kSets, kFirst, kFieldsNow, kRows> {
@@ -205,7 +190,7 @@ struct QuarterLanes {
   };
 
   template <int kSets, int kFirst, int kFieldsNow, int kRows>
-  static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
+  static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
     const typename Columns::X* x = Prepared(a).x(0, b.k / kChunk);
     Sums<kSets, kFirst, kFieldsNow, kRows> sums;
     FloatLanes* totals[kSets][kFieldsNow];
@@ -253,62 +238,10 @@ struct QuarterLanes {
     }
   }
 
-  template <int kSets, int kRows, int kFirst = 0>
-  static void multiply_fields(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
-    constexpr int kFieldsNow = kFieldsAtOnce<kRows>;
-    multiply<kSets, kFirst, kFieldsNow, kRows>(a, scratch, b);
-    if constexpr (kFirst + kFieldsNow < kFields) multiply_fields<kSets, kRows, kFirst + kFieldsNow>(a, scratch, b);
-  }
-
-  /// `sets` of them, as many at once as registers hold sums for.
-  template <int kSets, int kRows>
-  static void multiply_sets(const MatmulArgs& a, const Scratch& scratch, Block b, std::int64_t sets) {
-    for (; sets >= kSets; sets -= kSets) {
-      Block now = b;
-      b.set += kSets;
-      b.codes += kSets * kSetStripes * b.apart;
-      if (sets > kSets) {
-        now.next = b.codes;
-        now.next_depth = b.depth;
-      }
-      multiply_fields<kSets, kRows>(a, scratch, now);
-    }
-    if constexpr (kSets > 1) multiply_sets<kSets / 2, kRows>(a, scratch, b, sets);
-  }
-
-  /// The stripes [first, first + count) of a unit.
-  template <int kRows>
-  static void multiply_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
-    const std::int64_t segment = segment_of(a), whole = a.K / kChunk * kChunk;
-    const std::uint8_t* codes = a.w + first * a.K;
-    const std::int64_t sets = count / kSetStripes;
-    const bool last = first + kLanes >= stripe_count<Columns>(a);
-    for (std::int64_t k = 0; k < whole; k += segment) {
-      const std::int64_t depth = smaller(segment, whole - k);
-      const std::int64_t next = k + depth < whole ? k + depth : 0;
-      const std::uint8_t* at = codes + (next > 0 || last ? next : kLanes * a.K);
-      multiply_sets<kSetsAtOnce<kRows>, kRows>(a, scratch,
-                                               {codes + k, a.K, 0, k, depth, at, smaller(segment, whole - next)}, sets);
-    }
-    // What is left of K, and fewer stripes than a set has.
-    for (std::int64_t set = 0; set < ceil_div(count, kSetStripes); ++set) {
-      const std::int64_t stripes = smaller(kSetStripes, count - set * kSetStripes);
-      for (std::int64_t k = stripes == kSetStripes ? whole : 0; k < a.K; k += segment) {
-        const std::int64_t depth = smaller(segment, a.K - k), padded = round_up(depth, kChunk);
-        __builtin_memset(scratch.codes, 0, static_cast<std::size_t>(kSetStripes * padded));
-        for (std::int64_t i = 0; i < stripes; ++i) {
-          __builtin_memcpy(scratch.codes + i * padded, codes + (set * kSetStripes + i) * a.K + k,
-                           static_cast<std::size_t>(depth));
-        }
-        multiply_sets<1, kRows>(a, scratch, {scratch.codes, padded, set, k, padded, scratch.codes, padded}, 1);
-      }
-    }
-  }
-
   template <int kRows = kMostRows>
   static void multiply_rows(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
     if constexpr (kRows >= kFewestRows) {
-      if (a.M == kRows) return multiply_unit<kRows>(a, first, count, scratch);
+      if (a.M == kRows) return Sets::template multiply_unit<kRows>(a, first, count, scratch);
       multiply_rows<kRows - 1>(a, first, count, scratch);
     }
   }
@@ -385,20 +318,6 @@ struct QuarterLanes {
     });
   }
 
-  static std::int64_t unit_count(const MatmulArgs& a) { return ceil_div(stripe_count<Columns>(a), kLanes); }
-
-  static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
-    const Scratch scratch(a, memory);
-    for (std::int64_t unit = begin; unit < end; ++unit) {
-      const std::int64_t first = unit * kLanes, count = smaller(kLanes, stripe_count<Columns>(a) - first);
-      start_unit(a, first, count, scratch);
-      const std::int64_t next = first + kLanes;
-      fetch_scales<Columns>(a, next, smaller(kLanes, stripe_count<Columns>(a) - next));
-      multiply_rows(a, first, count, scratch);
-      store_sums(a, first, count, scratch);
-    }
-  }
-
   /// Groups have to end where chunks or their halves do. Sums are scaled twice as often where chunks straddle groups.
   static bool supports(const MatmulArgs& a) {
     const std::int64_t step = a.M <= kMostStraddlingRows ? kChunk / 2 : kChunk;
@@ -406,8 +325,9 @@ struct QuarterLanes {
            (Columns::kTakesAllValues || !a.special_values) && (a.groups == 1 || a.group_size % step == 0);
   }
 
-  static constexpr MatmulKernel kKernel = {"quarter_lanes", supports,      workspace_bytes, prepare,
-                                           serves_values,   scratch_bytes, unit_count,      run};
+  static constexpr MatmulKernel kKernel = {
+      "quarter_lanes",  supports, Sets::workspace_bytes, prepare, Sets::serves_values, Sets::scratch_bytes,
+      Sets::unit_count, Sets::run};
 };
 
 }  // namespace

@@ -1,0 +1,118 @@
+// How kernels walk through codes whose vectors hold a set of stripes each, four or eight, and some places along K: unit
+// by unit, segment by segment, as many sets at once as registers hold sums for. For units with AVX-512. Internal
+// linkage, no std.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/args-inl.h"
+#include "kernels/decode-inl.h"
+#include "kernels/few_rows-inl.h"
+#include "kernels/kernel_table.h"
+#include "kernels/lane_channels-inl.h"
+#include "kernels/lanes-inl.h"
+
+namespace quanto::kernels {
+namespace {
+
+/// What is multiplied at once: codes of some sets from k on.
+struct SetsBlock {
+  const std::uint8_t* codes;  ///< of the first stripe
+  std::int64_t apart;         ///< bytes from a stripe to the next
+  std::int64_t set;           ///< the first one, counted within the unit
+  std::int64_t k, depth;      ///< whole chunks
+  const std::uint8_t* next;   ///< the codes that follow those of all sets, of which `next_depth` bytes are fetched
+  std::int64_t next_depth;
+};
+
+/// The base of a kernel, which is `Kernel` and adds
+///   Prepared, what prepare() leaves for run(): its bytes(), and in `plain` of each row whether it is served,
+///   Scratch, a thread's memory: its bytes(), and in `codes` room for those of a set and a segment,
+///   kChunk, codes of a stripe that are multiplied at once, segment_of(), those before the next stripes are,
+///   kFieldsAtOnce and kSetsAtOnce, by rows,
+///   multiply<sets, first field, fields, rows>(), which adds a block's products to the totals in Scratch,
+///   start_unit(), which starts those, multiply_rows(), which calls multiply_unit() for the rows, and store_sums().
+template <class Kernel, class ColumnsOf, int kStripesOfSet>
+struct LaneSets {
+  using Columns = ColumnsOf;
+  static constexpr QType kQType = Columns::kQType;
+  static constexpr bool kGrouped = is_affine_qtype(kQType);
+  static constexpr int kFields = Columns::kFields;
+  static constexpr int kVectors = Columns::kVectors;  ///< that a column decodes to, of each field
+  static constexpr int kSetStripes = kStripesOfSet;
+  static constexpr int kSetsPerUnit = kLanes / kSetStripes;
+
+  static std::size_t workspace_bytes(const MatmulArgs& a) { return typename Kernel::Prepared(a).bytes(); }
+  static bool serves_values(const MatmulArgs& a) { return all_set(typename Kernel::Prepared(a).plain, a.M); }
+  static std::size_t scratch_bytes(const MatmulArgs& a) { return typename Kernel::Scratch(a, nullptr).bytes(a); }
+  static std::int64_t unit_count(const MatmulArgs& a) { return ceil_div(stripe_count<Columns>(a), kLanes); }
+
+  template <int kSets, int kRows, int kFirst = 0, class Scratch>
+  static void multiply_fields(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
+    constexpr int kFieldsNow = Kernel::template kFieldsAtOnce<kRows>;
+    Kernel::template multiply<kSets, kFirst, kFieldsNow, kRows>(a, scratch, b);
+    if constexpr (kFirst + kFieldsNow < kFields) multiply_fields<kSets, kRows, kFirst + kFieldsNow>(a, scratch, b);
+  }
+
+  /// `sets` of them, as many at once as registers hold sums for.
+  template <int kSets, int kRows, class Scratch>
+  static void multiply_sets(const MatmulArgs& a, const Scratch& scratch, SetsBlock b, std::int64_t sets) {
+    for (; sets >= kSets; sets -= kSets) {
+      SetsBlock now = b;
+      b.set += kSets;
+      b.codes += kSets * kSetStripes * b.apart;
+      if (sets > kSets) {
+        now.next = b.codes;
+        now.next_depth = b.depth;
+      }
+      multiply_fields<kSets, kRows>(a, scratch, now);
+    }
+    if constexpr (kSets > 1) multiply_sets<kSets / 2, kRows>(a, scratch, b, sets);
+  }
+
+  /// The stripes [first, first + count) of a unit.
+  template <int kRows, class Scratch>
+  static void multiply_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+    constexpr int kMostSets = Kernel::template kSetsAtOnce<kRows>;
+    const std::int64_t segment = Kernel::segment_of(a), whole = a.K / Kernel::kChunk * Kernel::kChunk;
+    const std::uint8_t* codes = a.w + first * a.K;
+    const std::int64_t sets = count / kSetStripes;
+    const bool last = first + kLanes >= stripe_count<Columns>(a);
+    for (std::int64_t k = 0; k < whole; k += segment) {
+      const std::int64_t depth = smaller(segment, whole - k);
+      const std::int64_t next = k + depth < whole ? k + depth : 0;
+      const std::uint8_t* at = codes + (next > 0 || last ? next : kLanes * a.K);
+      multiply_sets<kMostSets, kRows>(a, scratch, {codes + k, a.K, 0, k, depth, at, smaller(segment, whole - next)},
+                                      sets);
+    }
+    // What is left of K, and fewer stripes than a set has.
+    for (std::int64_t set = 0; set < ceil_div(count, kSetStripes); ++set) {
+      const std::int64_t stripes = smaller(kSetStripes, count - set * kSetStripes);
+      for (std::int64_t k = stripes == kSetStripes ? whole : 0; k < a.K; k += segment) {
+        const std::int64_t depth = smaller(segment, a.K - k), padded = round_up(depth, Kernel::kChunk);
+        __builtin_memset(scratch.codes, 0, static_cast<std::size_t>(kSetStripes * padded));
+        for (std::int64_t i = 0; i < stripes; ++i) {
+          __builtin_memcpy(scratch.codes + i * padded, codes + (set * kSetStripes + i) * a.K + k,
+                           static_cast<std::size_t>(depth));
+        }
+        multiply_sets<1, kRows>(a, scratch, {scratch.codes, padded, set, k, padded, scratch.codes, padded}, 1);
+      }
+    }
+  }
+
+  static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
+    const typename Kernel::Scratch scratch(a, memory);
+    for (std::int64_t unit = begin; unit < end; ++unit) {
+      const std::int64_t first = unit * kLanes, count = smaller(kLanes, stripe_count<Columns>(a) - first);
+      Kernel::start_unit(a, first, count, scratch);
+      const std::int64_t next = first + kLanes;
+      fetch_scales<Columns>(a, next, smaller(kLanes, stripe_count<Columns>(a) - next));
+      Kernel::multiply_rows(a, first, count, scratch);
+      Kernel::store_sums(a, first, count, scratch);
+    }
+  }
+};
+
+}  // namespace
+}  // namespace quanto::kernels
