@@ -191,30 +191,28 @@ struct UnitScratch {
   float* scales;    ///< of (field, stripe, group), with the field's factor
   float* offsets;   ///< of (stripe, group) of one field, negated
   bool* maybe_nan;  ///< of each stripe, where codes are decoded without their NaN: whether to look for it
-  std::int64_t rows, groups;
+  std::int64_t rows, groups, stripes;
 
   UnitScratch(const MatmulArgs& a, void* memory)
       : totals(static_cast<FloatLanes*>(memory)),
-        scales(reinterpret_cast<float*>(totals + kMostStripesPerUnit<Dots> * Dots::kFields * padded_rows(a.M))),
         rows(padded_rows(a.M)),
-        groups(PreparedRows<Dots>::kAffine ? a.groups : 0) {
-    offsets =
-        scales + Dots::kFields * kMostStripesPerUnit<Dots> * groups + kLanes;  // vectors end behind the last of either
-    maybe_nan = reinterpret_cast<bool*>(offsets + kMostStripesPerUnit<Dots> * groups + kLanes);
+        groups(PreparedRows<Dots>::kAffine ? a.groups : 0),
+        stripes(stripes_per_unit<Dots>(a)) {
+    scales = reinterpret_cast<float*>(totals + stripes * Dots::kFields * rows);
+    offsets = scales + Dots::kFields * stripes * groups + kLanes;  // vectors end behind the last of either
+    maybe_nan = reinterpret_cast<bool*>(offsets + stripes * groups + kLanes);
   }
 
   std::size_t bytes() const {
-    const auto channels = static_cast<std::size_t>(kMostStripesPerUnit<Dots> * Dots::kFields);
-    const std::int64_t floats = kMostStripesPerUnit<Dots> * (Dots::kFields + 1) * groups + 2 * kLanes;
+    const auto channels = static_cast<std::size_t>(stripes * Dots::kFields);
+    const std::int64_t floats = stripes * (Dots::kFields + 1) * groups + 2 * kLanes;
     return channels * static_cast<std::size_t>(rows) * sizeof(FloatLanes) +
-           static_cast<std::size_t>(floats) * sizeof(float) + kMostStripesPerUnit<Dots> * sizeof(bool);
+           static_cast<std::size_t>(floats) * sizeof(float) + static_cast<std::size_t>(stripes) * sizeof(bool);
   }
   FloatLanes* totals_of(std::int64_t stripe, int field) const {
     return totals + (stripe * Dots::kFields + field) * rows;
   }
-  float* scales_of(std::int64_t stripe, int field) const {
-    return scales + (field * kMostStripesPerUnit<Dots> + stripe) * groups;
-  }
+  float* scales_of(std::int64_t stripe, int field) const { return scales + (field * stripes + stripe) * groups; }
 };
 
 template <class Dots>
@@ -269,8 +267,8 @@ struct UnitScales {
   const float* of_stripe[kStripes];
   std::int64_t field_step;
 
-  UnitScales(const float* first, std::int64_t groups) : field_step(kMostStripesPerUnit<Dots> * groups) {
-    for (int s = 0; s < kStripes; ++s) of_stripe[s] = first + s * groups;
+  UnitScales(const UnitScratch<Dots>& scratch, const float* first) : field_step(scratch.stripes * scratch.groups) {
+    for (int s = 0; s < kStripes; ++s) of_stripe[s] = first + s * scratch.groups;
   }
   QUANTO_INLINE const float* of(int s, int f, std::int64_t j) const {
     std::int64_t step = field_step;
@@ -388,7 +386,7 @@ QUANTO_INLINE void multiply_block(const MatmulArgs& a, const FewRowsBlock& block
   }
   const std::int64_t group_size = a.groups == 1 ? round_up(a.K, Dots::kChunk) : a.group_size;
   const std::int64_t first_group = block.k / group_size;
-  const UnitScales<Dots, kStripes> scales(scratch.scales_of(block.stripe, kFirst) + first_group, scratch.groups);
+  const UnitScales<Dots, kStripes> scales(scratch, scratch.scales_of(block.stripe, kFirst) + first_group);
   const auto multiply_groups = [&](auto& sums_of_groups) __attribute__((always_inline)) {
     const auto multiply_run = [&](std::int64_t k, std::int64_t run) __attribute__((always_inline)) {
       sums = Sums{};
