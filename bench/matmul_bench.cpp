@@ -103,6 +103,7 @@ std::vector<Arithmetic> arithmetic_of(const Cell& c) {
   };
   if (c.activations.dtype == DType::bfloat16) add(Arithmetic::bf16);
   if (c.activations.codes == QType::qint8 && !qtype_info(c.qtype).is_floating_point) add(Arithmetic::int8);
+  if (c.activations.codes == QType::qint8 && is_affine(c.qtype)) add(Arithmetic::packed);
   return kinds;
 }
 

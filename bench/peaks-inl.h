@@ -12,18 +12,21 @@ namespace {
 #define QUANTO_IN_REGISTER(v) asm volatile("" : "+w"(v))
 #endif
 
-/// kChains sums that depend on themselves alone: enough of them hide the latency of `step`.
+/// kChains sums that depend on themselves alone: enough of them hide the latency of `step`. Every loop over them is
+/// unrolled, or the compiler keeps them in memory.
 template <int kChains, class V, class Step>
 inline void run_chains(std::int64_t steps, V start, Step step) {
   V sums[kChains];
+#pragma GCC unroll 32
   for (V& sum : sums) {
     sum = start;
     QUANTO_IN_REGISTER(sum);  // equal sums would be computed once
   }
   for (std::int64_t s = 0; s < steps; ++s) {
 #pragma GCC unroll 32
-    for (int i = 0; i < kChains; ++i) sums[i] = step(sums[i]);
+    for (V& sum : sums) sum = step(sum);
   }
+#pragma GCC unroll 32
   for (V& sum : sums) QUANTO_IN_REGISTER(sum);
 }
 

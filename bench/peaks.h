@@ -18,6 +18,7 @@ struct Peaks {
   Peak bf16;        ///< dot products of bfloat16, summed in float32
   Peak int8;        ///< dot products of int8, summed in int32
   void (*read)(const void* from, std::int64_t bytes);
+  Peak packed = {};  ///< dot products of int8 and codes of few bits, summed in int16 first, where those are faster
 };
 
 }  // namespace quanto::bench

@@ -6,8 +6,8 @@ Each environment is a process of its own (`race_worker.py`) that waits while ano
 makes those of other libraries. Every round asks each contender for a few calls, on weights that rotate through memory,
 and measures the roof of the machine (`roof_turns`). A row shows the median of the rounds, their spread, the bytes of
 the weight per second, `roof%`: max(bytes / read speed, multiply-adds / peak) in percent of the time, with the median
-read speed and the highest peak of the rounds, and the largest error of a sample of elements, relative to the bound that
-an exact layer keeps.
+read speed and the highest peak of the rounds, and the largest error of a sample of elements, relative to the bound
+that an exact layer keeps.
 """
 
 import argparse

@@ -42,7 +42,17 @@ constexpr std::array kTables = {
 };
 
 const Peak& entry(const Peaks& table, Arithmetic kind) {
-  return kind == Arithmetic::fp32 ? table.fp32 : kind == Arithmetic::bf16 ? table.bf16 : table.int8;
+  switch (kind) {
+    case Arithmetic::fp32:
+      return table.fp32;
+    case Arithmetic::bf16:
+      return table.bf16;
+    case Arithmetic::int8:
+      return table.int8;
+    case Arithmetic::packed:
+      return table.packed;
+  }
+  throw std::logic_error("no such kind of arithmetic");
 }
 
 bool is_active(const Peaks& table) {
@@ -102,7 +112,8 @@ std::uint8_t finite_code(std::uint8_t byte) {
 }  // namespace
 
 const char* arithmetic_name(Arithmetic kind) {
-  return kind == Arithmetic::fp32 ? "fp32" : kind == Arithmetic::bf16 ? "bf16" : "int8";
+  constexpr const char* kNames[] = {"fp32", "bf16", "int8", "packed"};
+  return kNames[static_cast<int>(kind)];
 }
 
 bool has_peak(Arithmetic kind) { return find_peak(kind) != nullptr; }

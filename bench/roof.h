@@ -10,7 +10,7 @@
 namespace quanto::bench {
 
 /// Kinds of multiply-adds that have a peak of their own.
-enum class Arithmetic : std::uint8_t { fp32, bf16, int8 };
+enum class Arithmetic : std::uint8_t { fp32, bf16, int8, packed };
 
 const char* arithmetic_name(Arithmetic kind);
 
