@@ -104,13 +104,13 @@ struct Float16Dots : ByteFloatDots<kType> {
   static constexpr bool kDecodesNan = kType == QType::qfloat8_e5m2;
   static constexpr bool kTakesAllValues = kType == QType::qfloat8_e5m2;
   struct Codes {
-    WordPairs of[kVectors / 2];
+    UnsignedWords of[kVectors / 2];
   };
 
   static QUANTO_INLINE Codes load_codes(const std::uint8_t* at) {
     Codes codes;
     QUANTO_UNROLL for (int i = 0; i < kVectors / 2; ++i) {
-      const WordPairs words = load_signed_bytes(at + i * 2 * kLanes);
+      const UnsignedWords words = load_signed_bytes(at + i * 2 * kLanes);
       codes.of[i] = kType == QType::qfloat8_e5m2 ? words << 8 : (words << 7) & std::uint16_t{0xbfff};
     }
     return codes;

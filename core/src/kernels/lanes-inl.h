@@ -213,21 +213,19 @@ inline WordLanes widen_signed_to_words(ByteLanes v) { return narrow_to_words((Bi
 #endif
 
 #if defined(__AVX2__) && defined(__F16C__)
-/// Two vectors' worth of 16-bit words.
-typedef std::uint16_t WordPairs __attribute__((vector_size(kVectorBytes)));
 #if defined(__AVX512F__)
-inline WordPairs load_signed_bytes(const std::uint8_t* at) {
-  return (WordPairs)_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+inline UnsignedWords load_signed_bytes(const std::uint8_t* at) {
+  return (UnsignedWords)_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
 }
-inline FloatLanes float16_half(WordPairs v, bool upper) {
+inline FloatLanes float16_half(UnsignedWords v, bool upper) {
   const __m512i words = (__m512i)v;
   return (FloatLanes)_mm512_cvtph_ps(upper ? _mm512_extracti64x4_epi64(words, 1) : _mm512_castsi512_si256(words));
 }
 #else
-inline WordPairs load_signed_bytes(const std::uint8_t* at) {
-  return (WordPairs)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+inline UnsignedWords load_signed_bytes(const std::uint8_t* at) {
+  return (UnsignedWords)_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
 }
-inline FloatLanes float16_half(WordPairs v, bool upper) {
+inline FloatLanes float16_half(UnsignedWords v, bool upper) {
   const __m256i words = (__m256i)v;
   return (FloatLanes)_mm256_cvtph_ps(upper ? _mm256_extracti128_si256(words, 1) : _mm256_castsi256_si128(words));
 }
