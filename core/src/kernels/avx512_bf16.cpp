@@ -45,8 +45,7 @@ constexpr MatmulKernel kBf16Pairs = PairLanes<Bf16Columns<kQType>, kRowCounts...
 template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Quarters<kQType, 5, 6>,
-      kBf16Pairs<kQType, 2, 3, 4, 7, 8>,
+      kBf16Pairs<kQType, 2, 3, 4, 5, 6, 7, 8>,
       kBf16Lanes<kQType>,
       kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,

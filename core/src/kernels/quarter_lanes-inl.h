@@ -1,5 +1,5 @@
-// The kernel for a few rows, more than one, with AVX-512: a lane has four codes of a channel, the four lanes of 128
-// bits, a quarter of a vector, are four channels, and quarters are neighbours along K.
+// The kernel for a few rows, more than one, of packed codes with AVX-512: a lane has four codes of a channel, the four
+// lanes of 128 bits, a quarter of a vector, are four channels, and quarters are neighbours along K.
 //
 // Four stripes of 64 bytes become such columns by eight shuffles within quarters, which AMD's cores do on all four of
 // their vector ports, beside dot products and without a store. The activations lie as neighbours too, and a shuffle of
@@ -55,9 +55,9 @@ struct QuarterColumns {
 template <class Columns, std::int64_t kFewestRows, std::int64_t kMostRows>
 struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Columns, QuarterColumns::kStripes> {
   using Sets = LaneSets<QuarterLanes, Columns, QuarterColumns::kStripes>;
-  using Sets::kFields, Sets::kGrouped, Sets::kSetStripes, Sets::kSetsPerUnit, Sets::kVectors;
+  using Sets::kFields, Sets::kSetStripes, Sets::kSetsPerUnit, Sets::kVectors;
   static constexpr std::int64_t kChunk = kVectorBytes;
-  static_assert(kMostRows <= kRowsAtOnce);
+  static_assert(is_affine_qtype(Columns::kQType) && kMostRows <= kRowsAtOnce);
   /// Sums in registers. More of them would push out the columns of several sets: three to six rows took up to 1.3 times
   /// as long.
   static constexpr int kMostSums = 16;
@@ -81,7 +81,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
         : activations(static_cast<typename Columns::X*>(a.workspace)),
           rows(a.M),
           chunks(ceil_div(a.K, kChunk)),
-          sums_each(kGrouped ? round_up(a.groups, kLanes) : 0) {
+          sums_each(round_up(a.groups, kLanes)) {
       sums = reinterpret_cast<float*>(activations + rows * chunks * kVectors);
       plain = reinterpret_cast<bool*>(sums + rows * sums_each);
     }
@@ -124,7 +124,6 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
     constexpr std::int64_t kBytes = std::int64_t{128} << 10;
     const std::int64_t most = kBytes / (a.M * kVectors * kVectorBytes);
     const std::int64_t chunks = ceil_div(a.K, kChunk), segment = kChunk * ceil_div(chunks, ceil_div(chunks, most));
-    if (!kGrouped) return segment;
     if (a.groups == 1) return kChunk * chunks;
     return round_up(segment, a.group_size % kChunk == 0 ? a.group_size : 2 * a.group_size);
   }
@@ -137,7 +136,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
     std::int64_t rows, groups;
 
     Scratch(const MatmulArgs& a, void* memory)
-        : totals(static_cast<FloatLanes*>(memory)), rows(a.M), groups(kGrouped ? round_up(a.groups, kLanes) : 0) {
+        : totals(static_cast<FloatLanes*>(memory)), rows(a.M), groups(round_up(a.groups, kLanes)) {
       scales = reinterpret_cast<float*>(totals + kSetsPerUnit * kFields * rows);
       codes = reinterpret_cast<std::uint8_t*>(scales + kSetsPerUnit * kFields * groups * kSetStripes);
     }
@@ -207,12 +206,6 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
         sums.add_chunk(codes, b.apart, x);
       }
     };
-    if constexpr (!kGrouped) {
-      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { sum = totals[s][f][m]; });
-      add_chunks(b.depth / kChunk);
-      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { totals[s][f][m] = sum; });
-      return;
-    }
     const std::int64_t group_size = a.groups == 1 ? round_up(a.K, kChunk) : a.group_size;
     std::int64_t j = b.k / group_size, left = (j + 1) * group_size - b.k;
     for (std::int64_t k = 0; k < b.depth;) {
@@ -285,20 +278,16 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
   }
 
   static void start_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
-    if constexpr (!kGrouped) {
-      for (std::int64_t i = 0; i < kSetsPerUnit * scratch.rows; ++i) scratch.totals[i] = FloatLanes{};
-    } else {
-      for (int field = 0; field < kFields; ++field) {
-        for (std::int64_t set = 0; set < kSetsPerUnit; ++set) {
-          const std::int64_t n = field * stripe_count<Columns>(a) + first + set * kSetStripes;
-          const std::int64_t channels = count - set * kSetStripes;
-          float* scales = scratch.scales_of(set, field);
-          FloatLanes* totals = scratch.totals_of(set, field);
-          if (channels >= kSetStripes) {
-            start_set<true>(a, n, kSetStripes, Columns::field_factor(field), scales, totals);
-          } else {
-            start_set<false>(a, n, channels, Columns::field_factor(field), scales, totals);
-          }
+    for (int field = 0; field < kFields; ++field) {
+      for (std::int64_t set = 0; set < kSetsPerUnit; ++set) {
+        const std::int64_t n = field * stripe_count<Columns>(a) + first + set * kSetStripes;
+        const std::int64_t channels = count - set * kSetStripes;
+        float* scales = scratch.scales_of(set, field);
+        FloatLanes* totals = scratch.totals_of(set, field);
+        if (channels >= kSetStripes) {
+          start_set<true>(a, n, kSetStripes, Columns::field_factor(field), scales, totals);
+        } else {
+          start_set<false>(a, n, channels, Columns::field_factor(field), scales, totals);
         }
       }
     }
