@@ -30,8 +30,9 @@ SMOLLM2_135M = ["576x1536", "1536x576", "576x576", "576x192", "576x49152"]
 SHAPES = [*LLAMA_8B, *SMOLLM2_135M]
 """K x N of the layers of Llama-3.1-8B and SmolLM2-135M."""
 ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 512, 2048]
-WEIGHTS = ["int8", "int4", "int2", "float8"]
-ACTIVATIONS = ["float32", "bfloat16", "float16", "int8"]
+WEIGHTS = ["int8", "int4", "int2", "float8", "float8_e5m2", "float8_e4m3fnuz"]
+ACTIVATIONS = ["float32", "bfloat16", "float16", "int8", "float8"]
+"""The last two are made from bfloat16 within the layer."""
 
 _SPINNING = 5e-3
 """Seconds that the threads of a process wait for more work before they leave the cores to the next one."""
@@ -51,8 +52,16 @@ RACERS = {
 
 def enters(racer: str, weights: str, activations: str) -> bool:
     """Whether the racer has anything for the cell."""
-    if activations == "int8":
-        return weights == "int8" and racer not in ("torch int8pack_mm", "torch int4pack_mm", "ours, operator")
+    if activations == "float8" and weights in ("int4", "int2"):
+        return False
+    if activations in ("int8", "float8"):
+        peers = {
+            "torch _int_mm": (weights, activations) == ("int8", "int8"),
+            "torchao": activations == "int8" and weights in ("int8", "int4", "int2"),
+            "bitsandbytes": (weights, activations) == ("int8", "int8"),
+        }
+        known = racer in ("ours", "dense", "quanto 0.2.7")
+        return not (activations == "int8" and weights.startswith("float8")) and peers.get(racer, known)
     if racer == "torch int8pack_mm":
         return weights == "int8"
     if racer == "torch int4pack_mm":
@@ -60,7 +69,7 @@ def enters(racer: str, weights: str, activations: str) -> bool:
     if racer == "torch _int_mm":
         return False
     if racer == "torchao":
-        return weights != "int2"
+        return weights in ("int8", "int4", "float8", "float8_e5m2")
     # Its 8-bit layer quantizes the activations, so it enters there.
     return weights == "int4" if racer == "bitsandbytes" else True
 
@@ -78,8 +87,11 @@ class Row:
     spread: float = 0.0  # interquartile range, percent of the median
     gbytes: float = 0.0  # of the weight, per second
     roof: float = 0.0  # percent
+    read: float = 0.0  # gigabytes per second that reading alone reached meanwhile
+    peak: float = 0.0  # billions of multiply-adds per second that the fastest exact instructions reached meanwhile
     error: float = 0.0  # relative to the bound of an exact layer
     failed: str = ""
+    run: int = 0  # index into the runs of the file
 
     def key(self) -> tuple[Any, ...]:
         return (self.weights, self.activations, self.shape, self.rows, self.racer)
@@ -128,11 +140,10 @@ def pythons() -> dict[str, Path]:
     return found
 
 
-def roof_seconds(roof: dict[str, float], activations: str, size: int, macs: int) -> float:
-    """The least that a layer can take: reading its weight, or its multiply-adds by the fastest exact instructions."""
-    kinds = {"bfloat16": ["fp32", "bf16"], "int8": ["fp32", "bf16", "int8"]}.get(activations, ["fp32"])
-    peak = max(roof[kind] for kind in kinds if kind in roof)
-    return max(size / roof["read"], macs / peak)
+def peak_of(roof: dict[str, float], activations: str) -> float:
+    """Multiply-adds per second of the fastest instructions that are exact for these activations."""
+    kinds = {"bfloat16": ["bf16"], "float8": ["bf16"], "int8": ["bf16", "int8"]}.get(activations, [])
+    return max(roof[kind] for kind in ["fp32", *kinds] if kind in roof)
 
 
 class Race:
@@ -147,6 +158,10 @@ class Race:
     def close(self) -> None:
         for process in [*self.workers.values(), self.roof]:
             process.close()
+
+    def versions(self) -> dict[str, str]:
+        """Of torch and the library that races, for each environment."""
+        return {home: worker.ask(do="versions", contender="")["versions"] for home, worker in self.workers.items()}
 
     def run(self, weights: str, activations: str, shape: str) -> Iterator[Row]:
         """One cell with every racer that enters it, for all numbers of rows."""
@@ -203,7 +218,9 @@ class Race:
         row.ms = 1e3 * median
         row.spread = 100 * (high - low) / median
         row.gbytes = size / median / 1e9
-        row.roof = 100 * roof_seconds(roof, row.activations, size, macs) / median
+        peak = peak_of(roof, row.activations)
+        row.read, row.peak = roof["read"] / 1e9, peak / 1e9
+        row.roof = 100 * max(size / roof["read"], macs / peak) / median
         answer = self._ask(row.racer, "check", M=row.rows)
         row.error = answer.get("error", float("nan"))
 
@@ -226,11 +243,48 @@ def print_row(row: Row) -> None:
     )
 
 
-def merge(path: Path, rows: list[Row]) -> list[Row]:
-    """`rows`, and those of an earlier run in `path` that they do not replace."""
-    earlier = [Row(**row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
+def first_line(*command: str) -> str:
+    """What a command prints first, or nothing where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return (done.stdout.splitlines() or [""])[0]
+
+
+def default_megabytes() -> int:
+    """9 times the last-level cache, as far as copies of that size for every racer fit into half of the free memory."""
+    sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+    cache = max((int(size.read_text().rstrip("K\n")) for size in sizes), default=32 * 2**10) // 2**10
+    available = re.search(r"MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text())
+    assert available is not None
+    wanted, possible = 9 * cache, int(available.group(1)) // 2**10 // 2 // len(RACERS)
+    if wanted > possible:
+        print(f"race: {possible} MB of copies for each racer, {wanted} would be 9 times the cache", file=sys.stderr)
+    return max(64, min(wanted, possible))
+
+
+def about(options: argparse.Namespace, versions: dict[str, str]) -> dict[str, Any]:
+    """What the results of a run are of."""
+    cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return {
+        "commit": first_line("git", "describe", "--always", "--dirty", "--exclude", "*"),
+        "processor": cpu.group(1) if cpu else "",
+        "threads": options.threads,
+        "megabytes": options.megabytes,
+        "versions": versions,
+    }
+
+
+def merge(path: Path, run: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
+    """The run and its rows, after those of earlier ones in `path` that they do not replace."""
+    earlier = json.loads(path.read_text()) if path.exists() else {"runs": [], "rows": []}
     new = {row.key() for row in rows}
-    return [row for row in earlier if row.key() not in new] + rows
+    kept = [row for row in (Row(**row) for row in earlier["rows"]) if row.key() not in new]
+    runs = [*earlier["runs"], run]
+    for row in rows:
+        row.run = len(runs) - 1
+    numbers = sorted({row.run for row in kept + rows})
+    for row in kept + rows:
+        row.run = numbers.index(row.run)
+    return {"runs": [runs[number] for number in numbers], "rows": [asdict(row) for row in kept + rows]}
 
 
 def heat_map(rows: list[Row], path: Path) -> None:
@@ -241,7 +295,7 @@ def heat_map(rows: list[Row], path: Path) -> None:
     from matplotlib import pyplot
 
     done = [row for row in rows if not row.failed]
-    order = {name: index for index, name in enumerate([*WEIGHTS, *ACTIVATIONS[:3]])}
+    order = {name: index for index, name in enumerate([*WEIGHTS])}
     kinds = sorted({(r.weights, r.activations) for r in done}, key=lambda k: (order[k[0]], ACTIVATIONS.index(k[1])))
     raced = {(r.weights, r.activations, r.racer) for r in done}
     lines = [(*kind, racer) for kind in kinds for racer in RACERS if (*kind, racer) in raced]
@@ -282,10 +336,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=2.0, help="to spend on each cell")
     parser.add_argument("--limit", type=float, default=2.0, help="seconds of a call after which a racer leaves")
-    parser.add_argument("--megabytes", type=int, default=768, help="of copies of its weight for each racer")
+    parser.add_argument("--megabytes", type=int, help="of copies of its weight for each racer (9 times the cache)")
     parser.add_argument("--json", type=Path, help="where to put the results; those of earlier runs stay")
     parser.add_argument("--picture", type=Path, help="where to put the heat map of all results (needs matplotlib)")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.megabytes = options.megabytes or default_megabytes()
+    return options
 
 
 def main() -> int:
@@ -299,11 +355,12 @@ def main() -> int:
                 for row in race.run(weights, activations, shape):
                     print_row(row)
                     rows.append(row)
+    run = about(options, race.versions())
     race.close()
     if options.json:
-        rows = merge(options.json, rows)
-        about = {"threads": options.threads, "megabytes": options.megabytes, "rows": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(about, indent=0) + "\n")
+        results = merge(options.json, run, rows)
+        options.json.write_text(json.dumps(results, indent=0) + "\n")
+        rows = [Row(**row) for row in results["rows"]]
     if options.picture:
         heat_map(rows, options.picture)
     return 0

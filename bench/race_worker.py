@@ -5,6 +5,7 @@ stdin, one answer each on stdout. race.py starts it with the Python of the envir
 """
 
 import copy
+import importlib.metadata
 import json
 import os
 import sys
@@ -23,8 +24,22 @@ from oracle import weight_and_magnitude
 Built = tuple[torch.nn.Module, Callable[[list[int]], Tensor]]
 """A module, and a function that gives rows of the weight that its codes stand for, in float64."""
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.bfloat16}
-"""Of the input, by the name of the activations; int8 activations are made from bfloat16 within the layer."""
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.bfloat16,
+    "float8": torch.bfloat16,
+}
+"""Of the input, by the name of the activations; those of 8 bits are made from bfloat16 within the layer."""
+
+
+FLOAT8 = {"float8": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
+"""The dtypes of the float8 weights that others have too."""
+
+
+_BUILDING = 10.0
+"""Seconds for building a layer again and again where it cannot be copied; fewer weights to rotate favour it."""
 
 
 def group_size(K: int) -> int:
@@ -41,17 +56,19 @@ def dense(weight: Tensor, weights: str, activations: str) -> Built:
 
 def qlinear(weight: Tensor, weights: str, activations: str) -> Built:
     """A frozen QLinear of whatever optimum.quanto the environment has."""
-    from optimum.quanto import Calibration, freeze, qfloat8, qint2, qint4, qint8, quantize
+    import optimum.quanto
+    from optimum.quanto import Calibration, freeze, quantize
 
-    qtypes = {"int8": qint8, "int4": qint4, "int2": qint2, "float8": qfloat8}
+    qtypes = {name: getattr(optimum.quanto, f"q{name}") for name in (weights, "int8", "float8")}
+    codes = activations in ("int8", "float8")
     model = torch.nn.Sequential(dense(weight, weights, activations)[0])
-    quantize(model, weights=qtypes[weights], activations=qint8 if activations == "int8" else None)
-    if activations == "int8":
+    quantize(model, weights=qtypes[weights], activations=qtypes[activations] if codes else None)
+    if codes:
         with torch.no_grad(), Calibration():
             model(inputs(8, weight.shape[1], activations))
     freeze(model)
     layer: Any = model[0]
-    if activations == "int8":
+    if codes:
         layer.disable_output_quantization()
 
     def rows_of(rows: list[int]) -> Tensor:
@@ -145,12 +162,16 @@ def torchao_config(weights: str, activations: str, K: int) -> Any:
     """The configuration of torchao's quantize_."""
     from torchao import quantization
 
-    if activations == "int8":
+    if activations == "int8" and weights == "int8":
         return quantization.Int8DynamicActivationInt8WeightConfig()
+    if activations == "int8":
+        granularity = quantization.PerGroup(group_size(K))
+        dtype = getattr(torch, weights)
+        return quantization.Int8DynamicActivationIntxWeightConfig(weight_dtype=dtype, weight_granularity=granularity)
     if weights == "int8":
         return quantization.Int8WeightOnlyConfig()
-    if weights == "float8":
-        return quantization.Float8WeightOnlyConfig()
+    if weights in FLOAT8:
+        return quantization.Float8WeightOnlyConfig(weight_dtype=FLOAT8[weights])
     from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig
 
     return PrototypeInt4WeightOnlyConfig(group_size=group_size(K), set_inductor_config=False)
@@ -237,8 +258,9 @@ class Racer:
             try:
                 self.copies += [copy.deepcopy(module) for _ in range(count - 1)]
             except RuntimeError:  # of tensors that cannot be copied, those of 0.2.7
-                build = CONTENDERS[contender]
-                self.copies = [module, *(build(weight, weights, activations)[0] for _ in range(count - 1))]
+                self.copies, start = [module], time.perf_counter()
+                while len(self.copies) < count and time.perf_counter() - start < _BUILDING:
+                    self.copies.append(CONTENDERS[contender](weight, weights, activations)[0])
         return {"bytes": size, "copies": len(self.copies)}
 
     def run(self, M: int, calls: int) -> dict[str, Any]:
@@ -265,6 +287,12 @@ class Racer:
         roundoff = {torch.float32: 2**-24, torch.bfloat16: 2**-8, torch.float16: 2**-11}[x.dtype]
         bound = (self.K + 2) * 2**-24 * magnitude + 2 * roundoff * exact.abs()
         return {"error": ((y[rows][:, columns] - exact).abs() / bound).max().item()}
+
+    def versions(self) -> dict[str, Any]:
+        """Of torch and of the library that the environment is for."""
+        names = ("torch", "optimum-quanto", "torchao", "bitsandbytes", "quanto")
+        found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+        return {"versions": {name: found[name] for name in names if name in found}}
 
     def drop(self) -> dict[str, Any]:
         """Free the memory."""
