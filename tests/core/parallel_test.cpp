@@ -66,6 +66,20 @@ TEST(SharedWork, GivesAThreadItsOwnPartInOrderAndThenWhatOthersLeft) {
   }
 }
 
+TEST(SharedWork, CutsEqualPartsIntoPiecesThatShrink) {
+  for (const std::int64_t size : {86, 344, 1000}) {
+    const auto pieces = pieces_of(0, 2, size);
+    std::int64_t longest = size;
+    for (const auto& [begin, end] : pieces) {
+      if (begin == size / 2) longest = size;  // the other thread's part
+      EXPECT_LE(end - begin, longest);
+      EXPECT_TRUE(end <= size / 2 || begin >= size / 2);
+      longest = end - begin;
+      if (end == size / 2 || end == size) EXPECT_EQ(longest, 1);
+    }
+  }
+}
+
 TEST(Parallel, DoesNothingForAnEmptyRange) {
   parallel_for(0, 1, [](std::int64_t, std::int64_t) { FAIL(); });
 }

@@ -34,20 +34,21 @@ void run_on_built_in_threads(std::int64_t size, std::int64_t grain, ParallelBody
 
 /// How a backend hands out [0, size): each thread takes small pieces of a part of its own, one after the other, so that
 /// what it reads lies side by side in memory and can be fetched ahead; then it takes what is left of the others' parts,
-/// so that a slow thread holds up nobody.
+/// so that a slow thread holds up nobody. Parts are equal, and pieces shrink towards the end of a part: all threads
+/// wait for the last one.
 class SharedWork {
  public:
-  /// `threads`: at least 1; pieces have at least `grain` items.
+  /// `threads`: at least 1; pieces have at least `grain` items, but for the last one.
   SharedWork(std::int64_t size, std::int64_t grain, std::int64_t threads, ParallelBody body, void* context)
-      : threads_(threads), body_(body), context_(context) {
+      : threads_(threads), grain_(grain), body_(body), context_(context) {
     constexpr std::int64_t kPiecesPerThread = 8;  // small enough to absorb a slow core, large enough for the counter
     piece_ = std::max(grain, size / (threads * kPiecesPerThread));
     if (threads > kInPlace) many_ = std::make_unique<Part[]>(static_cast<std::size_t>(threads));
     parts_ = many_ == nullptr ? few_ : many_.get();
-    const std::int64_t pieces = (size + piece_ - 1) / piece_;
+    const std::int64_t grains = (size + grain - 1) / grain;
     for (std::int64_t t = 0; t < threads; ++t) {
-      parts_[t].next.store(pieces * t / threads * piece_, std::memory_order_relaxed);
-      parts_[t].end = std::min(size, pieces * (t + 1) / threads * piece_);
+      parts_[t].next.store(grains * t / threads * grain, std::memory_order_relaxed);
+      parts_[t].end = std::min(size, grains * (t + 1) / threads * grain);
     }
   }
 
@@ -56,10 +57,13 @@ class SharedWork {
   void work(std::int64_t thread) {
     for (std::int64_t i = 0; i < threads_; ++i) {
       Part& part = parts_[(thread + i) % threads_];
-      for (;;) {
-        const std::int64_t begin = part.next.fetch_add(piece_, std::memory_order_relaxed);
-        if (begin >= part.end) break;
-        body_(context_, begin, std::min(begin + piece_, part.end));
+      std::int64_t begin = part.next.load(std::memory_order_relaxed);
+      while (begin < part.end) {
+        const std::int64_t left = part.end - begin, half = (left + 1) / 2;
+        const std::int64_t end = begin + std::min(left, std::max(grain_, std::min(piece_, half)));
+        if (!part.next.compare_exchange_weak(begin, end, std::memory_order_relaxed)) continue;
+        body_(context_, begin, end);
+        begin = part.next.load(std::memory_order_relaxed);
       }
     }
   }
@@ -71,7 +75,7 @@ class SharedWork {
     std::int64_t end = 0;
   };
 
-  std::int64_t threads_, piece_ = 1;
+  std::int64_t threads_, grain_, piece_ = 1;
   ParallelBody body_;
   void* context_;
   Part few_[kInPlace];
