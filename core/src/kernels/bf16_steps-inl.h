@@ -50,26 +50,38 @@ struct Bf16Pairs : LaneSteps {
 
   /// Both write whole vectors.
   static inline void widen(const std::uint8_t* codes, std::int64_t count, Code* out) {
-    const __m512i unpacked_order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-    for (std::int64_t k = 0; k < count; k += 64) {
-      const std::int64_t left = count - k;
-      const __mmask64 mask = left >= 64 ? ~__mmask64{0} : (__mmask64{1} << left) - 1;
-      const __m512i v = _mm512_permutexvar_epi64(unpacked_order, _mm512_maskz_loadu_epi8(mask, codes + k));
-      const Bf16Halves halves = decode_to_bf16<kQType>(v);
-      _mm512_storeu_si512(out + k, halves.of[0]);
-      _mm512_storeu_si512(out + k + 32, halves.of[1]);
-    }
+    for_vectors<64>(count, [&](std::int64_t k, std::int64_t left) {
+      const __mmask64 mask = ~__mmask64{0} >> (64 - left);
+      widen_vector(left == 64 ? _mm512_loadu_si512(codes + k) : _mm512_maskz_loadu_epi8(mask, codes + k), out + k);
+    });
   }
   template <int kBits>
   static inline void unpack(const std::uint8_t* bytes, std::int64_t count, int shift, Code* out) {
     const __m512i table = _mm512_load_si512(kWordTable<kBits, 0>.values);
-    for (std::int64_t k = 0; k < count; k += 32) {
-      const std::int64_t left = count - k;
-      const __mmask32 mask = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
-      const __m512i words = _mm512_cvtepu8_epi16(_mm256_maskz_loadu_epi8(mask, bytes + k));
-      const __m512i index = _mm512_srl_epi16(words, _mm_cvtsi32_si128(shift));
+    const __m128i bits = _mm_cvtsi32_si128(shift);
+    for_vectors<32>(count, [&](std::int64_t k, std::int64_t left) {
+      const __mmask32 mask = ~__mmask32{0} >> (32 - left);
+      const __m256i codes = left == 32 ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes + k))
+                                       : _mm256_maskz_loadu_epi8(mask, bytes + k);
+      const __m512i index = _mm512_srl_epi16(_mm512_cvtepu8_epi16(codes), bits);
       _mm512_storeu_si512(out + k, _mm512_permutexvar_epi16(index, table));
-    }
+    });
+  }
+
+ private:
+  /// body(index, elements) for each vector of kElements, or fewer at the end: whole ones need no masks, which would
+  /// take as long as the rest.
+  template <std::int64_t kElements, class Body>
+  static QUANTO_INLINE void for_vectors(std::int64_t count, Body body) {
+    std::int64_t k = 0;
+    for (; k + kElements <= count; k += kElements) body(k, kElements);
+    if (k < count) body(k, count - k);
+  }
+  static QUANTO_INLINE void widen_vector(__m512i codes, Code* out) {
+    const __m512i unpacked_order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
+    const Bf16Halves halves = decode_to_bf16<kQType>(_mm512_permutexvar_epi64(unpacked_order, codes));
+    _mm512_storeu_si512(out, halves.of[0]);
+    _mm512_storeu_si512(out + 32, halves.of[1]);
   }
 };
 
