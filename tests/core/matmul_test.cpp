@@ -254,6 +254,24 @@ TEST_P(Matmul, KeepsTinyActivations) {
   });
 }
 
+/// Of bfloat16: float16 holds no scales as small, and float32 sums would be subnormal themselves.
+TEST_P(Matmul, KeepsSubnormalResults) {
+  if (dtype() != DType::bfloat16) return;
+  for_each_isa([&](const IsaInfo&) {
+    for (const std::int64_t M : {1, 4, 13, 44, 70}) {
+      CaseShape s = shape(M, 36, 128);
+      s.with_bias = false;
+      s.shift_kind = ShiftKind::integer;
+      MatmulCase c(s);
+      for (std::int64_t i = 0; i < M * 128; ++i) store_float(c.x_data(), dtype(), i, i % 3 == 0 ? 0x1p-38f : -0x1p-39f);
+      const std::int64_t scales = 36 * (s.group_size == 0 ? 1 : 128 / s.group_size);
+      for (std::int64_t i = 0; i < scales; ++i) store_float(c.scale_data(), s.scale_dtype, i, 0x1p-100f);
+      c.run();
+      EXPECT_EQ(check_matmul(c.x(), c.w(), c.bias(), c.y()), "") << "M = " << M;
+    }
+  });
+}
+
 /// Magnitudes between which kernels may take activations apart or factor powers of two out of them.
 TEST_P(Matmul, KeepsActivationsOfEveryMagnitude) {
   for_each_isa([&](const IsaInfo&) {

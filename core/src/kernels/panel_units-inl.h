@@ -80,7 +80,16 @@ inline BitLanes encode_words(FloatLanes v) {
 /// 16-bit results of two channels, those of the first in the low halves.
 template <DType kDType>
 inline BitLanes encode_pairs(FloatLanes first, FloatLanes second) {
-#if defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+  // The instruction takes subnormal numbers for zero, and has NaNs of its own.
+  constexpr int kNanOrSubnormal = 0xa1;
+  if (kDType == DType::bfloat16 && (_mm512_fpclass_ps_mask((__m512)first, kNanOrSubnormal) |
+                                    _mm512_fpclass_ps_mask((__m512)second, kNanOrSubnormal)) == 0) {
+    const BitLanes lane = BitLanes{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const __m512i words = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    return (BitLanes)_mm512_permutexvar_epi16((__m512i)(lane | (lane + 16) << 16), words);
+  }
+#elif defined(__AVX512F__)
   // encode_bfloat16 of both at once: the upper words, and one more where the lower ones are above the half, or on it
   // and the upper one is odd.
   if (kDType == DType::bfloat16 && _mm512_cmpunord_ps_mask((__m512)first, (__m512)second) == 0) {
