@@ -86,9 +86,12 @@ struct DecodedPanel {
 
   static std::size_t workspace_bytes(const MatmulArgs& a) { return Prepared(a).bytes(); }
 
+  using Values = typename Step::Values;
+
   /// kLanes rows from m on and as many steps from `step` on. What squares further on read is fetched meanwhile: rows
   /// may each lie in a page of their own, where nothing else goes ahead.
-  static void prepare_square(const MatmulArgs& a, const Prepared& p, std::int64_t m, std::int64_t step) {
+  static void prepare_square(const MatmulArgs& a, const Prepared& p, std::int64_t m, std::int64_t step,
+                             Values& values) {
     constexpr std::int64_t kWidth = kLanes * Step::kStep, kAhead = 4 * kWidth;
     BitLanes rows[kLanes];
     const std::int64_t k = step * Step::kStep;
@@ -96,13 +99,14 @@ struct DecodedPanel {
       const Activation* from = row(a, m) + k;
       QUANTO_UNROLL for (std::int64_t r = 0; r < kLanes; ++r) {
         rows[r] = Step::load_activations(from + r * a.x_stride, kWidth);
-        __builtin_prefetch(from + r * a.x_stride + kAhead, 0, 2);
+        __builtin_prefetch(from + r * a.x_stride + kAhead);
       }
     } else {
       for (std::int64_t r = 0; r < kLanes; ++r) {
         rows[r] = m + r < a.M ? Step::load_activations(row(a, m + r) + k, smaller(a.K - k, kWidth)) : BitLanes{};
       }
     }
+    for (const BitLanes& row : rows) values.add(row);
     transpose(rows);
     std::uint32_t* out = p.lanes_at(m / kBlockRows, step) + m % kBlockRows;
     const std::int64_t count = smaller(kLanes, p.steps - step), apart = p.width(m / kBlockRows);
@@ -114,43 +118,47 @@ struct DecodedPanel {
   }
 
   /// kLanes rows from m on that lie in planes. Nothing is transposed, they are lanes already.
-  static void prepare_planes(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
+  static void prepare_planes(const MatmulArgs& a, const Prepared& p, std::int64_t m, Values& values) {
     const LaneRuns rows(a.planes->run_offsets, a.planes->run, m, a.M);
-    rows.with_load<Activation>(a.planes->readable_around, [&](auto load_row) { prepare_lanes(a, p, m, load_row); });
+    rows.with_load<Activation>(a.planes->readable_around,
+                               [&](auto load_row) { prepare_lanes(a, p, m, load_row, values); });
   }
 
   /// The same with what loads the activations of one k.
   template <class LoadRow>
-  static QUANTO_INLINE void prepare_lanes(const MatmulArgs& a, const Prepared& p, std::int64_t m, LoadRow load_row) {
+  static QUANTO_INLINE void prepare_lanes(const MatmulArgs& a, const Prepared& p, std::int64_t m, LoadRow load_row,
+                                          Values& values) {
     const auto* x = static_cast<const Activation*>(a.x);
     const std::int64_t* k_offsets = a.planes->k_offsets;
     const std::int64_t block = m / kBlockRows, apart = p.width(block), K = a.K;
     std::uint32_t* out = p.lanes_at(block, 0) + m % kBlockRows;
     BitLanes x_k[Step::kStep];
+    const auto store_step = [&] {
+      const BitLanes lanes = Step::step_of(x_k);
+      values.add(lanes);
+      store(out, lanes, kLanes);
+    };
     std::int64_t k = 0;
     for (; k + Step::kStep <= K; k += Step::kStep, out += apart) {
       QUANTO_UNROLL for (std::int64_t i = 0; i < Step::kStep; ++i) x_k[i] = load_row(x + k_offsets[k + i]);
-      store(out, Step::step_of(x_k), kLanes);
+      store_step();
     }
     if (k == K) return;
     for (std::int64_t i = 0; i < Step::kStep; ++i) x_k[i] = k + i < K ? load_row(x + k_offsets[k + i]) : BitLanes{};
-    store(out, Step::step_of(x_k), kLanes);
+    store_step();
   }
 
-  /// From the lanes of kLanes rows from m on: the sums of their groups, and whether they are plain, each for all.
-  static void summarize(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
+  /// From the lanes of kLanes rows from m on: the sums of their groups.
+  static void sum_groups(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
     constexpr std::int64_t kSumsAtOnce = 4;  // additions need not wait for each other
     const std::int64_t block = m / kBlockRows, apart = p.width(block);
     const std::int64_t group_steps = ceil_div(a.group_size, Step::kStep);
     const std::uint32_t* x = p.lanes_at(block, 0) + m % kBlockRows;
     const IntLanes ones = broadcast_int(Step::kOnes);
-    typename Step::Values values;
     for (std::int64_t j = 0; j < a.groups; ++j) {
       Sum sums[kSumsAtOnce] = {};
       const auto add = [&](Sum& sum) {
-        const auto lanes = load<IntLanes>(x, kLanes);
-        if constexpr (kHasSums) sum = Step::multiply_add(ones, lanes, sum);
-        values.add((BitLanes)lanes);
+        sum = Step::multiply_add(ones, load<IntLanes>(x, kLanes), sum);
         x += apart;
       };
       std::int64_t s = 0;
@@ -158,19 +166,16 @@ struct DecodedPanel {
         QUANTO_UNROLL for (std::int64_t i = 0; i < kSumsAtOnce; ++i) add(sums[i]);
       }
       for (; s < group_steps; ++s) add(sums[0]);
-      if constexpr (kHasSums) {
-        store(p.sums_at(block, j) + m % kBlockRows,
-              (as_floats(sums[0]) + as_floats(sums[1])) + (as_floats(sums[2]) + as_floats(sums[3])), kLanes);
-      }
+      store(p.sums_at(block, j) + m % kBlockRows,
+            (as_floats(sums[0]) + as_floats(sums[1])) + (as_floats(sums[2]) + as_floats(sums[3])), kLanes);
     }
-    __builtin_memset(p.plain + m, values.plain(), kLanes);
   }
 
-  static void prepare_rows(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
+  static void prepare_rows(const MatmulArgs& a, const Prepared& p, std::int64_t m, Values& values) {
     if constexpr (Step::kTakesPlanes) {
-      if (a.planes != nullptr) return prepare_planes(a, p, m);
+      if (a.planes != nullptr) return prepare_planes(a, p, m, values);
     }
-    for (std::int64_t step = 0; step < p.steps; step += kLanes) prepare_square(a, p, m, step);
+    for (std::int64_t step = 0; step < p.steps; step += kLanes) prepare_square(a, p, m, step, values);
   }
 
   /// kLanes rows at a time, each by whoever has the first one.
@@ -178,8 +183,10 @@ struct DecodedPanel {
     const Prepared p(a);
     const std::int64_t filled = end == a.M ? p.rows : end;
     for (std::int64_t m = round_up(begin, kLanes); m < filled; m += kLanes) {
-      prepare_rows(a, p, m);
-      if constexpr (kHasSums || !Step::kTakesAllValues) summarize(a, p, m);
+      Values values;
+      prepare_rows(a, p, m, values);
+      if constexpr (!Step::kTakesAllValues) __builtin_memset(p.plain + m, values.plain(), kLanes);
+      if constexpr (kHasSums) sum_groups(a, p, m);
     }
   }
 
