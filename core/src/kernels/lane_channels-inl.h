@@ -5,9 +5,9 @@
 #include <cstdint>
 
 #include "kernels/args-inl.h"
-#include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lanes-inl.h"
+#include "kernels/stripes-inl.h"
 
 namespace quanto::kernels {
 namespace {
