@@ -18,12 +18,6 @@ namespace {
 constexpr std::int64_t kFewestPanelRows = 23;
 constexpr std::int64_t kFewestInt8PanelRows = 10, kFewestPackedInt8PanelRows = 13;
 constexpr std::int64_t kMostLookedUpRows = 26;  // before the panel of avx512.cpp
-// Up to where channels in lanes, blocks of 12 rows, cost no more than a panel, which is for 16, 32, 48 or 64.
-constexpr std::int64_t kMostLaneRows = 48;
-// From where channels are better the lanes of vectors than neighbours along K are: of bfloat16 activations by the bits
-// of codes, and of those that meet float8 codes that are looked up.
-constexpr std::int64_t fewest_lane_rows(int bits) { return bits == 8 ? 9 : bits == 4 ? 4 : 3; }
-constexpr std::int64_t kFewestLookedUpLaneRows = 9;
 
 // Sums in registers: with 4 vectors of rows and a pair of weights they fill 32.
 constexpr int kRowVectors = 4, kTile = 6;
@@ -33,8 +27,7 @@ constexpr MatmulKernel kBf16Panel =
     DecodedPanel<Bf16Pairs<kQType>, kQType, kRowVectors, kTile, kFewestPanelRows>::kKernel;
 
 template <QType kQType>
-constexpr MatmulKernel kBf16Lanes =
-    ChannelLanes<Bf16Columns<kQType>, fewest_lane_rows(bits_of(kQType)), kMostLaneRows>::kKernel;
+constexpr MatmulKernel kBf16Lanes = ChannelLanes<Bf16Columns<kQType>>::kKernel;
 
 template <QType kQType, std::int64_t kFewestRows, std::int64_t kMostRows>
 constexpr MatmulKernel kBf16Quarters = QuarterLanes<Bf16Columns<kQType>, kFewestRows, kMostRows>::kKernel;
@@ -99,7 +92,7 @@ template <QType kQType, DType kDType>
 constexpr MatmulKernel kLookedUpKernels[] = {
     PairLanes<LookedUpColumns<kQType, DType::float32>, 3, 4, 5, 6, 7,
               8>::template kKernel<LookedUpColumns<kQType, kDType>>,
-    ChannelLanes<LookedUpColumns<kQType, kDType>, kFewestLookedUpLaneRows, kMostLaneRows>::kKernel,
+    ChannelLanes<LookedUpColumns<kQType, kDType>>::kKernel,
     kFewRowsKernel<LookedUpFloatDots<kQType>, kDType, kMostLookedUpRows>,
 };
 

@@ -22,18 +22,24 @@
 #include "kernels/args-inl.h"
 #include "kernels/decode-inl.h"
 #include "kernels/dots-inl.h"
-#include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lane_channels-inl.h"
 #include "kernels/lanes-inl.h"
 #include "kernels/product_sums-inl.h"
+#include "kernels/stripes-inl.h"
 #include "kernels/transpose-inl.h"
 
 namespace quanto::kernels {
 namespace {
 
-template <class Columns, std::int64_t kFewestRows, std::int64_t kMostRows>
+/// From how many rows on channels are better the lanes of vectors than neighbours along K are.
+constexpr std::int64_t fewest_lane_rows(int bits) { return bits == 8 ? 9 : bits == 4 ? 4 : 3; }
+/// Up to where, in blocks of 12 rows, they cost no more than a panel, which is for 16, 32, 48 or 64.
+constexpr std::int64_t kMostLaneRows = 48;
+
+template <class Columns>
 struct ChannelLanes {
+  static constexpr std::int64_t kFewestRows = fewest_lane_rows(bits_of(Columns::kQType)), kMostRows = kMostLaneRows;
   static constexpr QType kQType = Columns::kQType;
   static constexpr bool kGrouped = is_affine_qtype(kQType);
   static constexpr int kFields = Columns::kFields;

@@ -47,15 +47,8 @@ struct Cell {
   };
 };
 #if defined(__AVX512F__)
-/// From how many rows on channels are better the lanes of vectors than neighbours along K are.
-constexpr std::int64_t fewest_lane_rows(QType qtype) {
-  return qtype == QType::qint8 ? 9 : qtype == QType::qint4 ? 4 : 3;
-}
-/// Up to where, in blocks of 12 rows, they cost no more than a panel.
-constexpr std::int64_t kMostLaneRows = 48;
 template <QType kQType, DType kDType>
-constexpr MatmulKernel kLanesKernel =
-    ChannelLanes<FloatColumns<kQType, kDType>, fewest_lane_rows(kQType), kMostLaneRows>::kKernel;
+constexpr MatmulKernel kLanesKernel = ChannelLanes<FloatColumns<kQType, kDType>>::kKernel;
 
 /// Where pairs of lanes are better than either few_rows-inl.h or whole vectors of channels: six and eight rows of codes
 /// of two bits have sums enough in channel_lanes-inl.h.

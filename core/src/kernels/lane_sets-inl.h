@@ -8,10 +8,11 @@
 
 #include "kernels/args-inl.h"
 #include "kernels/decode-inl.h"
-#include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lane_channels-inl.h"
 #include "kernels/lanes-inl.h"
+#include "kernels/product_sums-inl.h"
+#include "kernels/stripes-inl.h"
 
 namespace quanto::kernels {
 namespace {
@@ -28,9 +29,8 @@ struct SetsBlock {
 
 /// The base of a kernel, which is `Kernel` and adds
 ///   Prepared, what prepare() leaves for run(): its bytes(), and in `plain` of each row whether it is served,
-///   Scratch, a thread's memory: its bytes(), and in `codes` room for those of a set and a segment,
+///   Scratch, a thread's memory, with its scales behind SetsScratch: its bytes(),
 ///   kChunk, codes of a stripe that are multiplied at once, segment_of(), those before the next stripes are,
-///   kFieldsAtOnce and kSetsAtOnce, by rows,
 ///   multiply<sets, first field, fields, rows>(), which adds a block's products to the totals in Scratch,
 ///   start_unit(), which starts those, multiply_rows(), which calls multiply_unit() for the rows, and store_sums().
 template <class Kernel, class ColumnsOf, int kStripesOfSet>
@@ -42,15 +42,74 @@ struct LaneSets {
   static constexpr int kVectors = Columns::kVectors;  ///< that a column decodes to, of each field
   static constexpr int kSetStripes = kStripesOfSet;
   static constexpr int kSetsPerUnit = kLanes / kSetStripes;
+  /// Sums in registers of more than one set. More of them would push out the columns of the sets: three to six rows
+  /// took up to 1.3 times as long.
+  static constexpr int kMostSums = 16;
+
+  template <int kRows>
+  static constexpr int kFieldsAtOnce = smaller(kFields, power_of_two_up_to(kSums / kRows));
+  template <int kRows>
+  static constexpr int kSetsAtOnce = smaller(kSetsPerUnit,
+                                             power_of_two_up_to(kMostSums / kRows / kFieldsAtOnce<kRows>));
+
+  /// A thread's memory, without its scales, which follow at end().
+  struct SetsScratch {
+    FloatLanes* totals;   ///< of (set, field, row): lanes are those of the products
+    std::uint8_t* codes;  ///< of a set with fewer stripes or of chunks with fewer codes, filled up with zeros
+    std::int64_t rows;
+
+    SetsScratch(const MatmulArgs& a, void* memory) : totals(static_cast<FloatLanes*>(memory)), rows(a.M) {
+      codes = reinterpret_cast<std::uint8_t*>(totals + kSetsPerUnit * kFields * rows);
+    }
+    std::uint8_t* end(const MatmulArgs& a) const { return codes + kSetStripes * Kernel::segment_of(a); }
+    std::size_t bytes(const MatmulArgs& a) const {
+      return static_cast<std::size_t>(end(a) - reinterpret_cast<std::uint8_t*>(totals));
+    }
+    FloatLanes* totals_of(std::int64_t set, std::int64_t field) const {
+      return totals + (set * kFields + field) * rows;
+    }
+  };
+
+  /// What multiply() starts with: the totals that a block's products are added to, its codes, and what is fetched
+  /// meanwhile.
+  template <int kSets, int kFirst, int kFieldsNow>
+  struct Block {
+    FloatLanes* totals[kSets][kFieldsNow];
+    const std::uint8_t* codes;
+    StripeFetch<3> fetch;
+
+    QUANTO_INLINE Block(const SetsScratch& scratch, const SetsBlock& b)
+        : codes(b.codes), fetch(b.next, b.next_depth, b.apart) {
+      for (int s = 0; s < kSets; ++s) {
+        for (int f = 0; f < kFieldsNow; ++f) totals[s][f] = scratch.totals_of(b.set + s, kFirst + f);
+      }
+    }
+    /// totals += sums * scale_of(set, field)
+    template <class Sums, class ScaleOf>
+    QUANTO_INLINE void add_scaled(const Sums& sums, ScaleOf scale_of) {
+      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+        QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
+          const FloatLanes scale = scale_of(s, f);
+          QUANTO_UNROLL for (int m = 0; m < Sums::kRowCount; ++m) {
+            totals[s][f][m] = multiply_add(scale, sums.of[s][f][m], totals[s][f][m]);
+          }
+        }
+      }
+    }
+  };
 
   static std::size_t workspace_bytes(const MatmulArgs& a) { return typename Kernel::Prepared(a).bytes(); }
   static bool serves_values(const MatmulArgs& a) { return all_set(typename Kernel::Prepared(a).plain, a.M); }
   static std::size_t scratch_bytes(const MatmulArgs& a) { return typename Kernel::Scratch(a, nullptr).bytes(a); }
+  /// Codes that share a scale: whole chunks of them where all do.
+  static std::int64_t group_size_of(const MatmulArgs& a) {
+    return a.groups == 1 ? round_up(a.K, Kernel::kChunk) : a.group_size;
+  }
   static std::int64_t unit_count(const MatmulArgs& a) { return ceil_div(stripe_count<Columns>(a), kLanes); }
 
   template <int kSets, int kRows, int kFirst = 0, class Scratch>
   static void multiply_fields(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
-    constexpr int kFieldsNow = Kernel::template kFieldsAtOnce<kRows>;
+    constexpr int kFieldsNow = kFieldsAtOnce<kRows>;
     Kernel::template multiply<kSets, kFirst, kFieldsNow, kRows>(a, scratch, b);
     if constexpr (kFirst + kFieldsNow < kFields) multiply_fields<kSets, kRows, kFirst + kFieldsNow>(a, scratch, b);
   }
@@ -74,7 +133,6 @@ struct LaneSets {
   /// The stripes [first, first + count) of a unit.
   template <int kRows, class Scratch>
   static void multiply_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
-    constexpr int kMostSets = Kernel::template kSetsAtOnce<kRows>;
     const std::int64_t segment = Kernel::segment_of(a), whole = a.K / Kernel::kChunk * Kernel::kChunk;
     const std::uint8_t* codes = a.w + first * a.K;
     const std::int64_t sets = count / kSetStripes;
@@ -83,8 +141,8 @@ struct LaneSets {
       const std::int64_t depth = smaller(segment, whole - k);
       const std::int64_t next = k + depth < whole ? k + depth : 0;
       const std::uint8_t* at = codes + (next > 0 || last ? next : kLanes * a.K);
-      multiply_sets<kMostSets, kRows>(a, scratch, {codes + k, a.K, 0, k, depth, at, smaller(segment, whole - next)},
-                                      sets);
+      multiply_sets<kSetsAtOnce<kRows>, kRows>(a, scratch,
+                                               {codes + k, a.K, 0, k, depth, at, smaller(segment, whole - next)}, sets);
     }
     // What is left of K, and fewer stripes than a set has.
     for (std::int64_t set = 0; set < ceil_div(count, kSetStripes); ++set) {

@@ -19,12 +19,12 @@
 #include "kernels/args-inl.h"
 #include "kernels/decode-inl.h"
 #include "kernels/dots-inl.h"
-#include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lane_channels-inl.h"
 #include "kernels/lane_sets-inl.h"
 #include "kernels/lanes-inl.h"
 #include "kernels/product_sums-inl.h"
+#include "kernels/stripes-inl.h"
 
 namespace quanto::kernels {
 namespace {
@@ -84,17 +84,12 @@ template <class Columns, std::int64_t... kRowCounts>
 struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColumns::kRows> {
   using Sets = LaneSets<PairLanes, Columns, PairColumns::kRows>;
   using Sets::kFields, Sets::kGrouped, Sets::kSetStripes, Sets::kSetsPerUnit, Sets::kVectors;
+  using typename Sets::SetsScratch;
   static constexpr std::int64_t kChunk = 32;
   static constexpr std::int64_t kColumnBytes = 8;
-  static constexpr int kMostSums = 16;  // in registers, beside the columns of their sets
 
   template <std::int64_t>
   struct Number {};
-  template <int kRows>
-  static constexpr int kFieldsAtOnce = smaller(kFields, power_of_two_up_to(kSums / kRows));
-  template <int kRows>
-  static constexpr int kSetsAtOnce = smaller(kSetsPerUnit,
-                                             power_of_two_up_to(kMostSums / kRows / kFieldsAtOnce<kRows>));
 
   /// What prepare() leaves for run(): the activations of a column, for each of its vectors a pair of lanes of each row;
   /// the sums of their groups, likewise in pairs; whether every one is of a magnitude that this kernel serves.
@@ -167,25 +162,16 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
   }
 
   /// A thread's memory.
-  struct Scratch {
-    FloatLanes* totals;   ///< of (set, field, row): lanes are those of the products
-    BitLanes* scales;     ///< of (set, field, pair of groups)
-    std::uint8_t* codes;  ///< of a set with fewer stripes or of chunks with fewer codes, filled up with zeros
-    std::int64_t rows, group_pairs;
+  struct Scratch : SetsScratch {
+    BitLanes* scales;  ///< of (set, field, pair of groups)
+    std::int64_t group_pairs;
 
     Scratch(const MatmulArgs& a, void* memory)
-        : totals(static_cast<FloatLanes*>(memory)),
-          rows(a.M),
-          group_pairs(kGrouped ? round_up(a.groups, kLanes) / 2 : 0) {
-      scales = reinterpret_cast<BitLanes*>(totals + kSetsPerUnit * kFields * rows);
-      codes = reinterpret_cast<std::uint8_t*>(scales + kSetsPerUnit * kFields * group_pairs);
-    }
+        : SetsScratch(a, memory),
+          scales(reinterpret_cast<BitLanes*>(this->end(a))),
+          group_pairs(kGrouped ? round_up(a.groups, kLanes) / 2 : 0) {}
     std::size_t bytes(const MatmulArgs& a) const {
-      return static_cast<std::size_t>(kSetsPerUnit * kFields * (rows + group_pairs) * kVectorBytes +
-                                      kSetStripes * segment_of(a));
-    }
-    FloatLanes* totals_of(std::int64_t set, std::int64_t field) const {
-      return totals + (set * kFields + field) * rows;
+      return SetsScratch::bytes(a) + static_cast<std::size_t>(kSetsPerUnit * kFields * group_pairs * kVectorBytes);
     }
     BitLanes* scales_of(std::int64_t set, std::int64_t field) const {
       return scales + (set * kFields + field) * group_pairs;
@@ -246,47 +232,38 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
   static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
     const std::uint64_t* x = Prepared(a).pairs_at(b.k / kColumnBytes);
     Sums<kSets, kFirst, kFieldsNow, kRows> sums;
-    FloatLanes* totals[kSets][kFieldsNow];
-    for (int s = 0; s < kSets; ++s) {
-      for (int f = 0; f < kFieldsNow; ++f) totals[s][f] = scratch.totals_of(b.set + s, kFirst + f);
-    }
-    StripeFetch<3> fetch(b.next, b.next_depth, b.apart);
-    const std::uint8_t* codes = b.codes;
+    typename Sets::template Block<kSets, kFirst, kFieldsNow> block(scratch, b);
     __m512i memory[kSets][PairColumns::kColumns];
     auto* rest = memory;
     asm("" : "+r"(rest));  // or the compiler keeps it in registers, which pushes out others
     const auto add_chunks = [&](std::int64_t count) __attribute__((always_inline)) {
       constexpr std::int64_t kNext = PairColumns::kColumns * kVectors * kRows;
-      for (; count >= 2; count -= 2, codes += 2 * kChunk, x += 2 * kNext) {
-        sums.add_two_chunks(codes, b.apart, x, rest, fetch);
+      for (; count >= 2; count -= 2, block.codes += 2 * kChunk, x += 2 * kNext) {
+        sums.add_two_chunks(block.codes, b.apart, x, rest, block.fetch);
       }
       if (count > 0) {
-        sums.add_chunk(codes, b.apart, x, fetch);
-        codes += kChunk;
+        sums.add_chunk(block.codes, b.apart, x, block.fetch);
+        block.codes += kChunk;
         x += kNext;
       }
     };
     if constexpr (!kGrouped) {
-      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { sum = totals[s][f][m]; });
+      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { sum = block.totals[s][f][m]; });
       add_chunks(b.depth / kChunk);
-      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { totals[s][f][m] = sum; });
+      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { block.totals[s][f][m] = sum; });
       return;
     }
-    const std::int64_t group_size = a.groups == 1 ? round_up(a.K, kChunk) : a.group_size;
+    const std::int64_t group_size = Sets::group_size_of(a);
     std::int64_t j = b.k / group_size;
     for (std::int64_t k = 0; k < b.depth; k += group_size, ++j) {
       const std::int64_t run = smaller(group_size, b.depth - k);
       sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
       add_chunks(run / kChunk);
-      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
-        QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
-          const auto two = (__m512)scratch.scales_of(b.set + s, kFirst + f)[j / 2];
-          FloatLanes scale = (FloatLanes)(j % 2 == 0 ? _mm512_moveldup_ps(two) : _mm512_movehdup_ps(two));
-          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-            totals[s][f][m] = multiply_add(scale, sums.of[s][f][m], totals[s][f][m]);
-          }
-        }
-      }
+      block.add_scaled(
+          sums, [&](int s, int f) __attribute__((always_inline)) {
+            const auto two = (__m512)scratch.scales_of(b.set + s, kFirst + f)[j / 2];
+            return (FloatLanes)(j % 2 == 0 ? _mm512_moveldup_ps(two) : _mm512_movehdup_ps(two));
+          });
     }
   }
 

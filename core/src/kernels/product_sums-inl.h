@@ -15,6 +15,7 @@ namespace {
 template <class Dots, class SumLanes, int kParts, int kFirst, int kFields, int kRows>
 struct ProductSums {
   using Sum = SumLanes;
+  static constexpr int kRowCount = kRows;
   Sum of[kParts][kFields][kRows];
 
   template <class Visit>

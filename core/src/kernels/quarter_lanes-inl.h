@@ -18,12 +18,13 @@
 #include "kernels/args-inl.h"
 #include "kernels/decode-inl.h"
 #include "kernels/dots-inl.h"
-#include "kernels/few_rows-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lane_channels-inl.h"
 #include "kernels/lane_sets-inl.h"
+#include "kernels/lane_sums-inl.h"
 #include "kernels/lanes-inl.h"
 #include "kernels/product_sums-inl.h"
+#include "kernels/stripes-inl.h"
 
 namespace quanto::kernels {
 namespace {
@@ -56,18 +57,10 @@ template <class Columns, std::int64_t kFewestRows, std::int64_t kMostRows>
 struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Columns, QuarterColumns::kStripes> {
   using Sets = LaneSets<QuarterLanes, Columns, QuarterColumns::kStripes>;
   using Sets::kFields, Sets::kSetStripes, Sets::kSetsPerUnit, Sets::kVectors;
+  using typename Sets::SetsScratch;
   static constexpr std::int64_t kChunk = kVectorBytes;
   static_assert(is_affine_qtype(Columns::kQType) && kMostRows <= kRowsAtOnce);
-  /// Sums in registers. More of them would push out the columns of several sets: three to six rows took up to 1.3 times
-  /// as long.
-  static constexpr int kMostSums = 16;
   static constexpr std::int64_t kMostStraddlingRows = 4;  // see supports()
-
-  template <int kRows>
-  static constexpr int kFieldsAtOnce = smaller(kFields, power_of_two_up_to(kMostSums / kRows));
-  template <int kRows>
-  static constexpr int kSetsAtOnce = smaller(kSetsPerUnit,
-                                             power_of_two_up_to(kMostSums / kRows / kFieldsAtOnce<kRows>));
 
   /// What prepare() leaves for run(): the activations of a chunk, row after row, in kVectors vectors each, of which
   /// lane i meets column i; the sums of their groups; whether every one is of a magnitude that this kernel serves.
@@ -129,23 +122,14 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
   }
 
   /// A thread's memory.
-  struct Scratch {
-    FloatLanes* totals;   ///< of (set, field, row): lanes are those of the products
-    float* scales;        ///< of (set, field, group), four channels each
-    std::uint8_t* codes;  ///< of a set with fewer stripes or of chunks with fewer codes, filled up with zeros
-    std::int64_t rows, groups;
+  struct Scratch : SetsScratch {
+    float* scales;  ///< of (set, field, group), four channels each
+    std::int64_t groups;
 
     Scratch(const MatmulArgs& a, void* memory)
-        : totals(static_cast<FloatLanes*>(memory)), rows(a.M), groups(round_up(a.groups, kLanes)) {
-      scales = reinterpret_cast<float*>(totals + kSetsPerUnit * kFields * rows);
-      codes = reinterpret_cast<std::uint8_t*>(scales + kSetsPerUnit * kFields * groups * kSetStripes);
-    }
+        : SetsScratch(a, memory), scales(reinterpret_cast<float*>(this->end(a))), groups(round_up(a.groups, kLanes)) {}
     std::size_t bytes(const MatmulArgs& a) const {
-      return static_cast<std::size_t>(kSetsPerUnit * kFields * (rows * kVectorBytes + groups * kSetStripes * 4) +
-                                      kSetStripes * segment_of(a));
-    }
-    FloatLanes* totals_of(std::int64_t set, std::int64_t field) const {
-      return totals + (set * kFields + field) * rows;
+      return SetsScratch::bytes(a) + static_cast<std::size_t>(kSetsPerUnit * kFields * groups * kSetStripes * 4);
     }
     float* scales_of(std::int64_t set, std::int64_t field) const {
       return scales + (set * kFields + field) * groups * kSetStripes;
@@ -192,21 +176,16 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
   static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
     const typename Columns::X* x = Prepared(a).x(0, b.k / kChunk);
     Sums<kSets, kFirst, kFieldsNow, kRows> sums;
-    FloatLanes* totals[kSets][kFieldsNow];
-    for (int s = 0; s < kSets; ++s) {
-      for (int f = 0; f < kFieldsNow; ++f) totals[s][f] = scratch.totals_of(b.set + s, kFirst + f);
-    }
-    StripeFetch<3> fetch(b.next, b.next_depth, b.apart);
-    const std::uint8_t* codes = b.codes;
+    typename Sets::template Block<kSets, kFirst, kFieldsNow> block(scratch, b);
     const auto add_chunks = [&](std::int64_t count) __attribute__((always_inline)) {
-      for (; count > 0; --count, codes += kChunk, x += kRows * kVectors) {
+      for (; count > 0; --count, block.codes += kChunk, x += kRows * kVectors) {
         if constexpr (kFirst == 0) {
-          QUANTO_UNROLL for (int i = 0; i < kSets * kSetStripes; ++i) fetch.next();
+          QUANTO_UNROLL for (int i = 0; i < kSets * kSetStripes; ++i) block.fetch.next();
         }
-        sums.add_chunk(codes, b.apart, x);
+        sums.add_chunk(block.codes, b.apart, x);
       }
     };
-    const std::int64_t group_size = a.groups == 1 ? round_up(a.K, kChunk) : a.group_size;
+    const std::int64_t group_size = Sets::group_size_of(a);
     std::int64_t j = b.k / group_size, left = (j + 1) * group_size - b.k;
     for (std::int64_t k = 0; k < b.depth;) {
       // In a chunk that straddles groups the next one has the upper half of each vector. After the last group it holds
@@ -216,16 +195,13 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
       sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
       add_chunks(run / kChunk);
       const std::int64_t place = Scratch::place_of(j), next = Scratch::place_of(j + 1 < a.groups ? j + 1 : j);
-      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
-        QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
-          const float* scales = scratch.scales_of(b.set + s, kFirst + f);
-          __m512 scale = _mm512_broadcast_f32x4(_mm_load_ps(scales + place));
-          if (straddles) scale = _mm512_mask_broadcast_f32x4(scale, 0xff00, _mm_load_ps(scales + next));
-          QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-            totals[s][f][m] = multiply_add((FloatLanes)scale, sums.of[s][f][m], totals[s][f][m]);
-          }
-        }
-      }
+      block.add_scaled(
+          sums, [&](int s, int f) __attribute__((always_inline)) {
+            const float* scales = scratch.scales_of(b.set + s, kFirst + f);
+            const __m512 scale = _mm512_broadcast_f32x4(_mm_load_ps(scales + place));
+            if (!straddles) return (FloatLanes)scale;
+            return (FloatLanes)_mm512_mask_broadcast_f32x4(scale, 0xff00, _mm_load_ps(scales + next));
+          });
       k += run;
       for (left -= run; left <= 0; left += group_size) ++j;  // twice where a chunk holds two groups
     }
