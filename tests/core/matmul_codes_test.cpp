@@ -141,20 +141,21 @@ TEST_P(MatmulCodes, GivesTheSameBytesForAnyNumberOfThreads) {
 
 TEST_P(MatmulCodes, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
   for_each_isa([&] {
-    for (const std::int64_t M : {7, 70}) {
-      CodesCase batch(x_qtype(), shape(M, 66, 256, 64), false);
+    for (const auto& [M, N, K, group_size] :
+         {std::array{7, 66, 256, 64}, {70, 66, 256, 64}, {7, 67, 288, 96}, {7, 21, 16032, 96}}) {
+      CodesCase batch(x_qtype(), shape(M, N, K, group_size), false);
       batch.run();
       const auto all = batch.result();
-      constexpr std::size_t kRowBytes = 66 * sizeof(float);
+      const std::size_t row_bytes = static_cast<std::size_t>(N) * sizeof(float);
       for (std::int64_t m = 0; m < M; m += 3) {
         CodesView some = batch.x();
         some.rows = std::min<std::int64_t>(M - m, M == 7 ? 1 : 35);
         some.data = batch.x_data() + m * some.row_stride;
         if (matmul_codes_kernel_name(some, batch.w()) != matmul_codes_kernel_name(batch.x(), batch.w())) continue;
-        std::vector<std::uint8_t> y(static_cast<std::size_t>(some.rows) * kRowBytes);
+        std::vector<std::uint8_t> y(static_cast<std::size_t>(some.rows) * row_bytes);
         matmul_codes(some, batch.w(), batch.bias(), DType::float32, y.data());
-        EXPECT_TRUE(std::equal(y.begin(), y.end(), all.begin() + static_cast<std::ptrdiff_t>(m) * 66 * 4))
-            << "rows from " << m << " of " << M;
+        EXPECT_TRUE(std::equal(y.begin(), y.end(), all.begin() + m * static_cast<std::ptrdiff_t>(row_bytes)))
+            << "rows from " << m << " of " << M << " with " << N << " channels";
       }
     }
   });

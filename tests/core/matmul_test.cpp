@@ -209,9 +209,11 @@ TEST_P(Matmul, GivesARowTheSameBytesHoweverDeepItsBlocksAre) {
     for (const auto& [M, some] : {std::pair{2, 1}, std::pair{8, 1}, std::pair{10, 3}, std::pair{12, 5}}) {
       for (const std::int64_t group_size : {0, 96, 128, 160}) {
         if (group_size != 0 && !is_affine(qtype())) continue;
-        CaseShape s = shape(M, 20, group_size == 0 ? 5003 : 5000 / group_size * group_size);
-        s.group_size = group_size;
-        expect_same_bytes_in_parts(s, some);
+        for (const std::int64_t N : {20, 21}) {
+          CaseShape s = shape(M, N, group_size == 0 ? 5003 : 5000 / group_size * group_size);
+          s.group_size = group_size;
+          expect_same_bytes_in_parts(s, some);
+        }
       }
     }
   });
@@ -311,15 +313,33 @@ INSTANTIATE_TEST_SUITE_P(AllCells, Matmul,
                                   std::string(dtype_name(std::get<1>(param.param)));
                          });
 
+/// Calls visit(case, kernel's name, what check says of its results) for activations of every dtype and for int8 ones,
+/// and the shape of a packed weight.
+template <class Visit>
+void for_each_activation(QType qtype, std::int64_t M, std::int64_t N, std::int64_t K, std::int64_t group_size,
+                         Visit visit) {
+  for (const DType dtype : kDTypes) {
+    MatmulCase c({qtype, dtype, dtype, M, N, K, group_size});
+    visit(c, matmul_kernel_name(c.x(), c.w()), [&] { return check_matmul(c.x(), c.w(), c.bias(), c.y()); });
+  }
+  CodesCase c(QType::qint8, {qtype, DType::float32, DType::float32, M, N, K, group_size}, true);
+  visit(c, matmul_codes_kernel_name(c.x(), c.w()),
+        [&] { return check_matmul_codes(c.x(), c.w(), c.bias(), c.dtype(), c.y()); });
+}
+
+void expect_fast_kernel(const std::string& name, std::int64_t M, std::int64_t N, std::int64_t group_size) {
+  EXPECT_NE(name.substr(name.rfind('/')), "/rows") << name << " M=" << M << " N=" << N << " g=" << group_size;
+}
+
 TEST(MatmulKernels, GroupsOfAnyMultipleOf32RunOnFastKernels) {
   for_each_isa([](const IsaInfo&) {
     for (const QType qtype : {QType::qint2, QType::qint4}) {
-      for (const DType dtype : kDTypes) {
-        for (const std::int64_t group_size : {32, 64, 96, 128, 160}) {
-          for (const std::int64_t M : {1, 8, 45}) {
-            MatmulCase c({qtype, dtype, dtype, M, 64, 3 * group_size, group_size});
-            const std::string name = matmul_kernel_name(c.x(), c.w());
-            EXPECT_NE(name.substr(name.rfind('/')), "/rows") << name << " g=" << group_size << " M=" << M;
+      for (const std::int64_t group_size : {0, 32, 64, 96, 128, 160, 192, 224, 256}) {
+        for (const std::int64_t N : {63, 64, 66}) {
+          for (const std::int64_t M : {1, 2, 4, 8, 12, 17, 22, 45}) {
+            for_each_activation(
+                qtype, M, N, group_size == 0 ? 1000 : 3 * group_size, group_size,
+                [&](auto&, const std::string& name, auto) { expect_fast_kernel(name, M, N, group_size); });
           }
         }
       }
@@ -330,14 +350,17 @@ TEST(MatmulKernels, GroupsOfAnyMultipleOf32RunOnFastKernels) {
 TEST(MatmulKernels, ChannelsThatStraddleFieldsRunOnFastKernels) {
   for_each_isa([](const IsaInfo&) {
     for (const QType qtype : {QType::qint2, QType::qint4}) {
-      for (const DType dtype : kDTypes) {
+      for (const std::int64_t group_size : {0, 32, 96, 128}) {
         for (const std::int64_t M : {1, 3, 8, 14, 30}) {
           for (const std::int64_t N : {1, 2, 3, 5, 7, 9, 17, 33, 71}) {
             for (const std::int64_t groups : {1, 2, 3, 4, 7}) {
-              MatmulCase c({qtype, dtype, dtype, M, N, 128 * groups, 128});
-              EXPECT_EQ(matmul_kernel_name(c.x(), c.w()).find("/rows"), std::string::npos);
-              c.run();
-              EXPECT_EQ(check_matmul(c.x(), c.w(), c.bias(), c.y()), "") << "M=" << M << " N=" << N << " " << groups;
+              for_each_activation(qtype, M, N, group_size == 0 ? 75 * groups : group_size * groups, group_size,
+                                  [&](auto& c, const std::string& name, auto check) {
+                                    expect_fast_kernel(name, M, N, group_size);
+                                    c.run();
+                                    EXPECT_EQ(check(), "") << name << " M=" << M << " N=" << N << " g=" << group_size
+                                                           << " groups=" << groups;
+                                  });
             }
           }
         }

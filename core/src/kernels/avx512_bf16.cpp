@@ -69,16 +69,27 @@ struct Cell<QType::qint2, true> {
   };
 };
 
-template <QType kQType,
-          std::int64_t kFewest = is_affine_qtype(kQType) ? kFewestPackedInt8PanelRows : kFewestInt8PanelRows>
-constexpr MatmulKernel kInt8Kernels[] = {
-    DecodedPanel<Int8Quads, kQType, kRowVectors, kTile, kFewest>::kKernel,
-    kFewRowsKernel<Int8QuadDots<kQType>, DType::float32, kFewest - 1>,
+template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
+struct Int8Cell {
+  static constexpr MatmulKernel kKernels[] = {
+      DecodedPanel<Int8Quads, kQType, kRowVectors, kTile, kFewestInt8PanelRows>::kKernel,
+      kFewRowsKernel<Int8QuadDots<kQType>, DType::float32, kFewestInt8PanelRows - 1>,
+  };
+};
+template <QType kQType>
+struct Int8Cell<kQType, true> {
+  static constexpr MatmulKernel kKernels[] = {
+      DecodedPanel<Int8Quads, kQType, kRowVectors, kTile, kFewestPackedInt8PanelRows>::kKernel,
+      kFewRowsKernel<Int8QuadDots<kQType>, DType::float32, kFewestPackedInt8PanelRows - 1>,
+      kFewRowsKernel<OneField<Int8QuadDots<kQType>>, DType::float32, kFewestPackedInt8PanelRows - 1>,
+  };
 };
 
 template <QType kQType>
 constexpr void fill_int8_cell(KernelTable& table) {
-  table.int8[static_cast<int>(kQType)] = {kInt8Kernels<kQType>, 2};
+  using Kernels = Int8Cell<kQType>;
+  table.int8[static_cast<int>(kQType)] = {Kernels::kKernels,
+                                          static_cast<int>(sizeof(Kernels::kKernels) / sizeof(MatmulKernel))};
 }
 
 template <QType kQType>
@@ -108,11 +119,12 @@ constexpr std::int64_t most_split_rows(QType qtype) { return qtype == QType::qin
 template <QType kQType>
 constexpr MatmulKernel kSplitKernels[] = {
     kFewRowsKernel<SplitFloat16Dots<kQType>, DType::float16, most_split_rows(kQType)>,
+    kFewRowsKernel<OneField<SplitFloat16Dots<kQType>>, DType::float16, most_split_rows(kQType)>,
 };
 
 template <QType kQType>
 constexpr void fill_split_cell(KernelTable& table) {
-  table.matmul[static_cast<int>(kQType)][static_cast<int>(DType::float16)] = {kSplitKernels<kQType>, 1};
+  table.matmul[static_cast<int>(kQType)][static_cast<int>(DType::float16)] = {kSplitKernels<kQType>, 2};
 }
 
 constexpr KernelTable bf16_table() {

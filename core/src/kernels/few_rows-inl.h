@@ -9,7 +9,8 @@
 // No term is larger than |scale * code * x| or |shift * x|, and a group of zeros gives zero.
 //
 // Channels that share bytes lie side by side only if N is a multiple of their number. Where it is not, each channel is
-// taken on its own (OneField): its codes are moved to the lowest field, and bytes are read once for every field.
+// taken on its own (OneField): its codes are moved to the lowest field. A unit takes the channels of one field after
+// those of the other, so that the bytes that they share come from memory once.
 //
 // The order of the additions is the same for every row, whatever the other rows are, so a row has the same bytes in
 // every batch: products of a chunk go to the lanes of a vector, chunk after chunk.
@@ -37,7 +38,7 @@ __attribute__((noinline)) void multiply_blocks(const MatmulArgs& a, FewRowsBlock
   const typename Dots::X* x = PreparedRows<Dots>(a).x(block.m, block.k / Dots::kChunk);
   const FewRowsFetch<Dots, kStripes, kRows> fetch(block);
   const std::uint8_t* after = block.next;
-  for (; count > 0; --count, block.skip(kStripes)) {
+  for (; count > 0; --count, block.skip<Dots>(kStripes)) {
     block.next = count > 1 ? block.codes + kStripes * block.apart : after;
     // Where sums fill the registers, constants that would be kept from one block to the next push them out.
     if constexpr (is_affine_qtype(Dots::kQType) || kRows <= (Dots::kQType == QType::qint8 ? 3 : 2)) {
@@ -93,7 +94,7 @@ inline void multiply_stripes(const MatmulArgs& a, FewRowsBlock block, std::int64
     block.next = stripes < left ? block.codes + stripes * block.apart : after;
     left >= kStripes ? multiply_fields<Dots, kStripes, kRows>(a, block, count, scratch)
                      : multiply_fields<Dots, 1, kRows>(a, block, count, scratch);
-    block.skip(stripes);
+    block.skip<Dots>(stripes);
   }
 }
 
@@ -136,98 +137,66 @@ QUANTO_INLINE std::int64_t segment_depth(const MatmulArgs& a) {
   return round_up(Dots::kChunk * ceil_div(chunks, segments), whole);
 }
 
-/// Codes of some stripes, one after the other: those of k in [begin, end), where begin is the first of a chunk.
+/// Codes of some stripes, one after the other.
 struct StripeCodes {
-  const std::uint8_t* first;  ///< where the code of k = 0 would be
-  std::int64_t begin, end;
-  int field = 0;
+  const std::uint8_t* first;
+  const std::uint8_t* later;  ///< UnitStripes::later
+  int field;
 };
 
 /// The stripes [begin, end) of a unit. What is left after whole chunks is copied to where zeros follow it.
 template <class Dots>
 inline void multiply_stripe_range(const MatmulArgs& a, const StripeCodes& codes, std::int64_t begin, std::int64_t end,
                                   const UnitScratch<Dots>& scratch) {
-  const std::int64_t whole = codes.begin + (codes.end - codes.begin) / Dots::kChunk * Dots::kChunk;
+  const std::int64_t whole = a.K / Dots::kChunk * Dots::kChunk, stripes = end - begin;
   const std::int64_t segment = segment_depth<Dots>(a);
-  for (std::int64_t k = codes.begin; k < whole; k += segment) {
+  for (std::int64_t k = 0; k < whole; k += segment) {
     const std::int64_t depth = smaller(segment, whole - k);
-    const std::uint8_t* next = codes.first + (k + depth < whole ? k + depth : (end - begin) * a.K);
-    const std::uint8_t* later = codes.first + (end - begin) * (a.K + k - codes.begin);
+    const std::uint8_t* next = codes.first + (k + depth < whole ? k + depth : stripes * a.K);
+    const std::uint8_t* later = codes.later + stripes * k / kFieldsInTurn<Dots>;
     multiply_all_rows<Dots>(a, {codes.first + k, a.K, next, later, begin, 0, k, depth, codes.field}, end, scratch);
   }
-  if (whole == codes.end) return;
+  if (whole == a.K) return;
   std::uint8_t rest[kMostStripesPerUnit<Dots> * Dots::kChunk] = {};
-  for (std::int64_t s = begin; s < end; ++s) {
-    __builtin_memcpy(rest + (s - begin) * Dots::kChunk, codes.first + (s - begin) * a.K + whole,
-                     static_cast<std::size_t>(codes.end - whole));
+  for (std::int64_t s = 0; s < stripes; ++s) {
+    __builtin_memcpy(rest + s * Dots::kChunk, codes.first + s * a.K + whole, static_cast<std::size_t>(a.K - whole));
   }
   multiply_all_rows<Dots>(a, {rest, Dots::kChunk, rest, rest, begin, 0, whole, Dots::kChunk, codes.field}, end,
                           scratch);
-}
-
-/// `count` channels from n on, whatever fields their codes are in. Grouped row r = n * groups + j has its codes in
-/// field r / packed_rows of packed row r % packed_rows.
-template <class Dots>
-inline void multiply_channels(const MatmulArgs& a, std::int64_t n, std::int64_t count,
-                              const UnitScratch<Dots>& scratch) {
-  for (std::int64_t i = 0; i < count;) {
-    const std::int64_t row = (n + i) * a.groups, field = row / a.packed_rows;
-    const std::int64_t rows_left = (field + 1) * a.packed_rows - row;
-    if (rows_left >= a.groups) {  // some channels, all of whose codes are in one field
-      const std::int64_t last = smaller(i + rows_left / a.groups, count);
-      const std::uint8_t* first = a.w + (row - field * a.packed_rows) * a.group_size;
-      multiply_stripe_range<Dots>(a, {first, 0, a.K, static_cast<int>(field)}, i, last, scratch);
-      i = last;
-      continue;
-    }
-    for (std::int64_t j = 0; j < a.groups;) {
-      const std::int64_t f = (row + j) / a.packed_rows;
-      const std::int64_t last = smaller((f + 1) * a.packed_rows - row, a.groups);
-      const std::uint8_t* first = a.w + (row - f * a.packed_rows) * a.group_size;
-      multiply_stripe_range<Dots>(a, {first, j * a.group_size, last * a.group_size, static_cast<int>(f)}, i, i + 1,
-                                  scratch);
-      j = last;
-    }
-    ++i;
-  }
 }
 
 template <class Dots>
 void few_rows_run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
   const PreparedRows<Dots> rows(a);
   const UnitScratch<Dots> scratch(a, memory);
-  const std::int64_t each = stripes_per_unit<Dots>(a);
-  for (std::int64_t unit = begin; unit < end; ++unit) {
-    const std::int64_t first = unit * each;
-    const std::int64_t count = smaller(each, stripe_count<Dots>(a) - first);
-    start_channels<Dots>(a, first, count, rows, scratch);
-    const std::int64_t next = first + each;
-    fetch_scales<Dots>(a, next, smaller(each, stripe_count<Dots>(a) - next));
-    if constexpr (kIsOneField<Dots>) {
-      multiply_channels<Dots>(a, first, count, scratch);
-    } else {
-      multiply_stripe_range<Dots>(a, {a.w + first * a.K, 0, a.K}, 0, count, scratch);
+  const auto multiply = [&](const UnitStripes& u) {
+    start_channels<Dots>(a, u.first, u.count, rows, scratch);
+    fetch_scales<Dots>(a, u.first + scratch.stripes, u.next);
+    if (u.whole > 0) multiply_stripe_range<Dots>(a, {u.codes, u.later, u.field}, 0, u.whole, scratch);
+    if (u.whole < u.count) {
+      copy_straddling_channel<Dots::kQType>(a, u.first + u.whole, u.field, 0, a.K, scratch.straddling);
+      multiply_stripe_range<Dots>(a, {scratch.straddling, scratch.straddling, u.field}, u.whole, u.count, scratch);
     }
     for (int f = 0; f < Dots::kFields; ++f) {
-      store_channels<Dots>(a, f * stripe_count<Dots>(a) + first, count, f, scratch);
+      store_channels<Dots>(a, f * stripe_count<Dots>(a) + u.first, u.count, f, scratch);
     }
-  }
+  };
+  for (std::int64_t unit = begin; unit < end; ++unit) for_stripes_of_unit<Dots>(a, unit, scratch.stripes, multiply);
 }
 
-/// Groups have to end where chunks or their halves do; where channels straddle fields, where chunks do.
+/// Groups have to end where chunks or their halves do.
 template <class Dots, std::int64_t kMostRows>
 bool few_rows_supports(const MatmulArgs& a) {
   if constexpr (SumsOf<Dots>::kIntegers) {
     if (a.group_size > Dots::kMostTogether) return false;
   }
-  constexpr std::int64_t kGroupStep = kIsOneField<Dots> ? Dots::kChunk : Dots::kChunk / 2;
   return a.M <= kMostRows && a.N % Dots::kFields == 0 && (Dots::kTakesAllValues || !a.special_values) &&
-         (a.groups == 1 || a.group_size % kGroupStep == 0);
+         (a.groups == 1 || a.group_size % (Dots::kChunk / 2) == 0);
 }
 
 template <class Dots>
 std::int64_t few_rows_unit_count(const MatmulArgs& a) {
-  return ceil_div(stripe_count<Dots>(a), stripes_per_unit<Dots>(a));
+  return unit_count_of<Dots>(a, stripes_per_unit<Dots>(a));
 }
 
 template <class Dots, DType kDType, std::int64_t kMostRows>

@@ -22,9 +22,10 @@ template <class Dots>
 constexpr std::int64_t kRowFetchAhead = kVectorBytes == 64 && is_affine_qtype(Dots::kQType) ? 10240 : 8192;
 /// Whether codes of the next unit are fetched in the order of memory, as many as are multiplied, where rows are
 /// several. They gain by it; but not where vectors are so wide and codes so large that few rows take no longer than
-/// memory does.
+/// memory does. Fields that take turns at the codes of a unit leave no other order.
 template <class Dots, int kRows>
-constexpr bool kFetchesInOrder = kRows > 1 && (kVectorBytes < 64 || is_affine_qtype(Dots::kQType));
+constexpr bool kFetchesInOrder = kIsOneField<Dots> ||
+                                 (kRows > 1 && (kVectorBytes < 64 || is_affine_qtype(Dots::kQType)));
 
 /// What is multiplied at once: codes of some stripes with some rows, from k on.
 struct FewRowsBlock {
@@ -37,12 +38,18 @@ struct FewRowsBlock {
   std::int64_t k, depth;  ///< whole chunks, at most segment_depth()
   int field;              ///< that the codes are in, of OneField
 
+  template <class Dots>
   void skip(std::int64_t stripes) {
     codes += stripes * apart;
-    later += stripes * depth;
+    later += stripes * depth / kFieldsInTurn<Dots>;
     stripe += stripes;
   }
 };
+
+/// How many lines are fetched for a chunk of kStripes stripes: as many as are multiplied, or where fields take turns at
+/// them, the share of each.
+template <class Dots, int kStripes>
+constexpr int kFetchedLines = kStripes >= kFieldsInTurn<Dots> ? kStripes / kFieldsInTurn<Dots> : 1;
 
 /// Where codes are fetched from while others are multiplied: some way ahead in the stripe or in the stripes after it.
 /// A single row's stripes are read straight through, whatever their length.
@@ -153,8 +160,10 @@ struct BlockSums : ProductSums<Dots, typename SumsOf<Dots>::Sum, kStripes, kFirs
     constexpr int kLocality = kRows == 1 ? 0 : 3;
     for (std::int64_t i = begin; i < end; i += Dots::kChunk, x += kRows * Dots::kVectors) {
       if constexpr (kFirst == 0 && kFetchesInOrder<Dots, kRows>) {
-        const std::uint8_t* fetched = block.later + i * kStripes;
-        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * Dots::kChunk, 0, 3);
+        const std::uint8_t* fetched = block.later + i * kStripes / kFieldsInTurn<Dots>;
+        QUANTO_UNROLL for (int s = 0; s < kFetchedLines<Dots, kStripes>; ++s) {
+          __builtin_prefetch(fetched + s * Dots::kChunk, 0, 3);
+        }
       } else if constexpr (kFirst == 0) {
         const std::uint8_t* fetched = fetch.of(block, i);
         QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * block.apart, 0, kLocality);

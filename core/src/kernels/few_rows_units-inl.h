@@ -35,26 +35,30 @@ constexpr std::int64_t stripes_per_unit(const MatmulArgs& a) {
 template <class Dots>
 struct UnitScratch {
   FloatLanes* totals;
-  float* scales;    ///< of (field, stripe, group), with the field's factor
-  float* offsets;   ///< of (stripe, group) of one field, negated
-  bool* maybe_nan;  ///< of each stripe, where codes are decoded without their NaN: whether to look for it
-  std::int64_t rows, groups, stripes;
+  float* scales;             ///< of (field, stripe, group), with the field's factor
+  float* offsets;            ///< of (stripe, group) of one field, negated
+  bool* maybe_nan;           ///< of each stripe, where codes are decoded without their NaN: whether to look for it
+  std::uint8_t* straddling;  ///< the codes of a channel that straddles fields, of OneField
+  std::int64_t rows, groups, stripes, straddling_bytes;
 
   UnitScratch(const MatmulArgs& a, void* memory)
       : totals(static_cast<FloatLanes*>(memory)),
         rows(padded_rows(a.M)),
         groups(PreparedRows<Dots>::kAffine ? a.groups : 0),
-        stripes(stripes_per_unit<Dots>(a)) {
+        stripes(stripes_per_unit<Dots>(a)),
+        straddling_bytes(kIsOneField<Dots> ? a.K : 0) {
     scales = reinterpret_cast<float*>(totals + stripes * Dots::kFields * rows);
     offsets = scales + Dots::kFields * stripes * groups + kLanes;  // vectors end behind the last of either
     maybe_nan = reinterpret_cast<bool*>(offsets + stripes * groups + kLanes);
+    straddling = reinterpret_cast<std::uint8_t*>(maybe_nan + stripes);
   }
 
   std::size_t bytes() const {
     const auto channels = static_cast<std::size_t>(stripes * Dots::kFields);
     const std::int64_t floats = stripes * (Dots::kFields + 1) * groups + 2 * kLanes;
     return channels * static_cast<std::size_t>(rows) * sizeof(FloatLanes) +
-           static_cast<std::size_t>(floats) * sizeof(float) + static_cast<std::size_t>(stripes) * sizeof(bool);
+           static_cast<std::size_t>(floats) * sizeof(float) + static_cast<std::size_t>(stripes) * sizeof(bool) +
+           static_cast<std::size_t>(straddling_bytes);
   }
   FloatLanes* totals_of(std::int64_t stripe, int field) const {
     return totals + (stripe * Dots::kFields + field) * rows;

@@ -112,7 +112,7 @@ constexpr void fill_cells(KernelTable& table) {
 /// Int8 activations, best first.
 template <QType kQType, bool kPacked>
 struct Int8Cell {
-  static constexpr std::int64_t kFewestRows = kPacked ? Simd::kFewestPackedInt8PanelRows : Simd::kFewestInt8PanelRows;
+  static constexpr std::int64_t kFewestRows = Simd::kFewestInt8PanelRows;
   static constexpr MatmulKernel kKernels[] = {
       kInt8PanelKernel<Int8Pairs, kQType, kFewestRows>,
       kFewRowsKernel<Int8PairDots<kQType>, DType::float32, kFewestRows - 1>,
@@ -126,7 +126,20 @@ struct Int8Cell<kQType, true> {
   static constexpr MatmulKernel kKernels[] = {
       kInt8PanelKernel<Int8SmallQuads<bits_of(kQType)>, kQType, kFewestRows>,
       kFewRowsKernel<Int8SmallDots<kQType>, DType::float32, kFewestRows - 1>,
+      kFewRowsKernel<OneField<Int8SmallDots<kQType>>, DType::float32, kFewestRows - 1>,
       kFewRowsKernel<Int8PairDots<kQType>, DType::float32, kFewestRows - 1>,
+      kFewRowsKernel<OneField<Int8PairDots<kQType>>, DType::float32, kFewestRows - 1>,
+      kInt8RowsKernel<kQType>,
+  };
+};
+#else
+template <QType kQType>
+struct Int8Cell<kQType, true> {
+  static constexpr std::int64_t kFewestRows = Simd::kFewestPackedInt8PanelRows;
+  static constexpr MatmulKernel kKernels[] = {
+      kInt8PanelKernel<Int8Pairs, kQType, kFewestRows>,
+      kFewRowsKernel<Int8PairDots<kQType>, DType::float32, kFewestRows - 1>,
+      kFewRowsKernel<OneField<Int8PairDots<kQType>>, DType::float32, kFewestRows - 1>,
       kInt8RowsKernel<kQType>,
   };
 };

@@ -37,6 +37,10 @@ struct WordsOfCodes {
     __builtin_memcpy(&codes.words, at, kVectorBytes);
     return codes;
   }
+  /// The codes with the field that starts at `bit` of a byte moved to its lowest bits.
+  static QUANTO_INLINE Codes shifted(const Codes& codes, int bit) {
+    return {codes.words >> static_cast<std::uint16_t>(bit)};
+  }
 };
 
 /// The bytes of even index, as int16 numbers, meet the activations of even index, then those of odd index likewise.
@@ -107,6 +111,9 @@ struct Int8QuadDots : Int8Dots<kType> {
   static QUANTO_INLINE Codes load_codes(const std::uint8_t* at) {
     const __m512i bytes = _mm512_loadu_si512(at);
     return {is_affine_qtype(kType) ? bytes : _mm512_xor_si512(bytes, _mm512_set1_epi8(-128))};
+  }
+  static QUANTO_INLINE Codes shifted(const Codes& codes, int bit) {
+    return {_mm512_srl_epi16(codes.bytes, _mm_cvtsi32_si128(bit))};
   }
   static QUANTO_INLINE X decode(const Codes& codes, int field, int) {
     if constexpr (!is_affine_qtype(kType)) return codes.bytes;
