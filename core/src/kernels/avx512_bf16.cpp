@@ -26,20 +26,20 @@ template <QType kQType>
 constexpr MatmulKernel kBf16Panel =
     DecodedPanel<Bf16Pairs<kQType>, kQType, kRowVectors, kTile, kFewestPanelRows>::kKernel;
 
-template <QType kQType>
-constexpr MatmulKernel kBf16Lanes = ChannelLanes<Bf16Columns<kQType>>::kKernel;
+template <class Columns>
+constexpr MatmulKernel kBf16Lanes = ChannelLanes<Columns>::kKernel;
 
-template <QType kQType, std::int64_t kFewestRows, std::int64_t kMostRows>
-constexpr MatmulKernel kBf16Quarters = QuarterLanes<Bf16Columns<kQType>, kFewestRows, kMostRows>::kKernel;
+template <class Columns, std::int64_t kFewestRows, std::int64_t kMostRows>
+constexpr MatmulKernel kBf16Quarters = QuarterLanes<Columns, kFewestRows, kMostRows>::kKernel;
 
-template <QType kQType, std::int64_t... kRowCounts>
-constexpr MatmulKernel kBf16Pairs = PairLanes<Bf16Columns<kQType>, kRowCounts...>::template kKernel<>;
+template <class Columns, std::int64_t... kRowCounts>
+constexpr MatmulKernel kBf16Pairs = PairLanes<Columns, kRowCounts...>::template kKernel<>;
 
 template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Pairs<kQType, 2, 3, 4, 5, 6, 7, 8>,
-      kBf16Lanes<kQType>,
+      kBf16Pairs<Bf16Columns<kQType>, 2, 3, 4, 5, 6, 7, 8>,
+      kBf16Lanes<Bf16Columns<kQType>>,
       kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
   };
@@ -48,8 +48,10 @@ template <>
 struct Cell<QType::qint4, true> {
   static constexpr QType kQType = QType::qint4;
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Quarters<kQType, 2, 8>,
-      kBf16Lanes<kQType>,
+      kBf16Quarters<Bf16Columns<kQType>, 2, 8>,
+      kBf16Quarters<OneField<Bf16Columns<kQType>>, 2, 8>,
+      kBf16Lanes<Bf16Columns<kQType>>,
+      kBf16Lanes<OneField<Bf16Columns<kQType>>>,
       kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
       kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPanelRows - 1>,
@@ -59,10 +61,14 @@ template <>
 struct Cell<QType::qint2, true> {
   static constexpr QType kQType = QType::qint2;
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Quarters<kQType, 2, 4>,
-      kBf16Quarters<kQType, 7, 8>,
-      kBf16Pairs<kQType, 5>,
-      kBf16Lanes<kQType>,
+      kBf16Quarters<Bf16Columns<kQType>, 2, 4>,
+      kBf16Quarters<OneField<Bf16Columns<kQType>>, 2, 4>,
+      kBf16Quarters<Bf16Columns<kQType>, 7, 8>,
+      kBf16Quarters<OneField<Bf16Columns<kQType>>, 7, 8>,
+      kBf16Pairs<Bf16Columns<kQType>, 5>,
+      kBf16Pairs<OneField<Bf16Columns<kQType>>, 5>,
+      kBf16Lanes<Bf16Columns<kQType>>,
+      kBf16Lanes<OneField<Bf16Columns<kQType>>>,
       kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
       kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPanelRows - 1>,

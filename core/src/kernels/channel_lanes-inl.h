@@ -48,7 +48,7 @@ struct ChannelLanes {
   /// Bytes of each stripe that are transposed and multiplied with all rows before the next: their columns stay in the
   /// L1 cache, and memory is read in pieces long enough.
   static constexpr std::int64_t kSegment = 1024;
-  static constexpr int kMostSquares = kFields <= 2 ? 2 : 1;  // codes of two bits have sums enough in one
+  static constexpr int kMostSquares = kFields <= 2 ? 2 : 1;  // four fields have sums enough in one
 
   template <int kRows>
   static constexpr int kFieldsAtOnce = smaller(kFields, power_of_two_up_to(kSums / kRows));
@@ -117,25 +117,16 @@ struct ChannelLanes {
 
   static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
 
-  /// Some squares of stripes, the K bytes of the channels i, i + N / kFields, ...
-  struct Unit {
-    std::int64_t squares, first, count;
-
-    Unit(const MatmulArgs& a, std::int64_t unit) : squares(squares_each(a)), first(unit * squares * kLanes) {
-      count = smaller(squares * kLanes, stripe_count<Columns>(a) - first);
-      squares = ceil_div(count, kLanes);
-    }
-    /// As many as are multiplied at once. One where there are very few units for the threads to share: it has too few
-    /// sums to hide the latency of dot products and takes half as long again for each square.
-    static std::int64_t squares_each(const MatmulArgs& a) {
-      const auto sums = static_cast<int>(kSums / Prepared(a).each);
-      const int squares = smaller(kMostSquares, power_of_two_up_to(sums / smaller(kFields, power_of_two_up_to(sums))));
-      return stripe_count<Columns>(a) < 4 * squares * kLanes ? 1 : squares;
-    }
-    static std::int64_t count_of(const MatmulArgs& a) {
-      return ceil_div(stripe_count<Columns>(a), squares_each(a) * kLanes);
-    }
-  };
+  /// Squares of a unit: as many as are multiplied at once. One where there are very few units for the threads to share:
+  /// it has too few sums to hide the latency of dot products and takes half as long again for each square.
+  static std::int64_t squares_each(const MatmulArgs& a) {
+    const auto sums = static_cast<int>(kSums / Prepared(a).each);
+    const int squares = smaller(kMostSquares, power_of_two_up_to(sums / smaller(kFields, power_of_two_up_to(sums))));
+    return stripes_of_units<Columns>(a) < 4 * squares * kLanes ? 1 : squares;
+  }
+  static std::int64_t unit_count(const MatmulArgs& a) {
+    return ceil_div(stripes_of_units<Columns>(a), squares_each(a) * kLanes);
+  }
 
   /// A thread's memory.
   struct Scratch {
@@ -188,19 +179,32 @@ struct ChannelLanes {
     }
   }
 
+  /// The codes of the channel that straddles fields, from k on.
+  static BitLanes load_straddling(const MatmulArgs& a, const UnitStripes& u, std::int64_t k) {
+    std::uint8_t codes[kVectorBytes] = {};
+    copy_straddling_channel<kQType>(a, u.first + u.whole, u.field, k, smaller(k + kVectorBytes, a.K), codes);
+    return load<BitLanes>(codes, kLanes);
+  }
+
   /// A segment of all squares of a unit to columns.
-  static __attribute__((noinline)) void transpose_segment(const MatmulArgs& a, const Unit& u, const Scratch& scratch,
-                                                          std::int64_t begin, std::int64_t end) {
-    for (std::int64_t s = 0; s < u.squares; ++s) {
-      const std::uint8_t* codes = a.w + (u.first + s * kLanes) * a.K;
-      const std::int64_t count = u.count - s * kLanes;
-      BitLanes* out = scratch.columns + s * Scratch::kColumns;
+  static __attribute__((noinline)) void transpose_segment(const MatmulArgs& a, const UnitStripes& u,
+                                                          const Scratch& scratch, std::int64_t begin,
+                                                          std::int64_t end) {
+    for (std::int64_t first = 0; first < u.count; first += kLanes) {
+      const std::uint8_t* codes = u.codes + first * a.K;
+      const std::int64_t count = u.whole - first;
+      BitLanes* out = scratch.columns + first / kLanes * Scratch::kColumns;
       for (std::int64_t k = begin; k < end; k += kVectorBytes, out += kLanes) {
         BitLanes square[kLanes];
         if (count >= kLanes && k + kVectorBytes <= a.K) {
           load_square<true>(a, codes, count, k, square);
-        } else {
+        } else if (count > 0) {
           load_square<false>(a, codes, count, k, square);
+        } else {
+          for (BitLanes& row : square) row = BitLanes{};
+        }
+        if constexpr (kIsOneField<Columns>) {
+          if (count < kLanes && u.whole < u.count) square[count] = load_straddling(a, u, k);
         }
         transpose(square);
         QUANTO_UNROLL for (int i = 0; i < kLanes; ++i) out[i] = square[i];
@@ -212,13 +216,16 @@ struct ChannelLanes {
   struct Block {
     std::int64_t square, begin, end, number;
     const std::uint8_t* later;  ///< what is fetched meanwhile: the segment of the first of these stripes that is next
+    int field;                  ///< that the codes are in, of OneField
   };
 
   template <int kSquares, int kFirst, int kFieldsNow, int kRows>
   struct Sums : ProductSums<Columns, FloatLanes, kSquares, kFirst, kFieldsNow, kRows> {
-    QUANTO_INLINE void add_column(const BitLanes* column, const std::uint32_t* x) {
+    QUANTO_INLINE void add_column(const BitLanes* column, const std::uint32_t* x, int bit) {
       typename Columns::Codes codes[kSquares];
-      QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) codes[s] = Columns::codes_of(column[s * Scratch::kColumns]);
+      QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
+        codes[s] = codes_of_column<Columns>(column[s * Scratch::kColumns], bit);
+      }
       QUANTO_UNROLL for (int v = 0; v < kVectors; ++v) {
         this->add_products(
             codes, v, [&](int m) __attribute__((always_inline)) { return Columns::broadcast(x + v * kRows + m); });
@@ -241,10 +248,10 @@ struct ChannelLanes {
     StripeFetch<2> fetch(b.later, segment_of(a), a.K);
     const auto add_columns = [&](std::int64_t count) __attribute__((always_inline)) {
       for (std::int64_t i = 0; i < count; ++i, ++column, x += kVectors * kRows) {
-        if constexpr (kFirst == 0) {
+        if (kFirst == 0 && i % kFieldsInTurn<Columns> == 0) {
           QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) fetch.next();
         }
-        sums.add_column(column, x);
+        sums.add_column(column, x, b.field * bits_of(kQType));
       }
     };
     if constexpr (!kGrouped) {
@@ -286,30 +293,31 @@ struct ChannelLanes {
   /// The squares from b.square on, as many at once as registers hold sums for.
   template <int kSquares, int kRows>
   static void multiply_squares(const MatmulArgs& a, const Scratch& scratch, Block b, std::int64_t squares) {
-    for (; b.square + kSquares <= squares; b.square += kSquares, b.later += kSquares * kLanes * a.K) {
+    constexpr std::int64_t kFetched = kSquares * kLanes / kFieldsInTurn<Columns>;
+    for (; b.square + kSquares <= squares; b.square += kSquares, b.later += kFetched * a.K) {
       multiply_fields<kSquares, kRows>(a, scratch, b);
     }
     if constexpr (kSquares > 1) multiply_squares<kSquares / 2, kRows>(a, scratch, b, squares);
   }
 
   template <int kRows>
-  static void multiply_unit(const MatmulArgs& a, const Unit& u, const Scratch& scratch) {
+  static void multiply_unit(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     const std::int64_t blocks = Prepared(a).blocks;
     const std::int64_t segment = segment_of(a);
-    const std::int64_t next = u.first + u.squares * kLanes, after = next < stripe_count<Columns>(a) ? next : u.first;
     for (std::int64_t k = 0; k < a.K; k += segment) {
       const std::int64_t end = smaller(k + segment, a.K);
       transpose_segment(a, u, scratch, k, end);
-      const std::uint8_t* later = a.w + (end < a.K ? u.first * a.K + end : after * a.K);
+      const std::uint8_t* later = kIsOneField<Columns> ? u.later + k : end < a.K ? u.codes + end : u.later;
       for (std::int64_t i = 0; i < blocks; ++i) {
-        multiply_squares<kSquaresAtOnce<kRows>, kRows>(a, scratch, {0, k, end, i, later}, u.squares);
+        multiply_squares<kSquaresAtOnce<kRows>, kRows>(a, scratch, {0, k, end, i, later, u.field},
+                                                       ceil_div(u.count, kLanes));
       }
     }
   }
 
   /// Blocks of `rows` <= kRows rows.
   template <int kRows = kRowsAtOnce>
-  static void multiply_rows(const MatmulArgs& a, const Unit& u, std::int64_t rows, const Scratch& scratch) {
+  static void multiply_rows(const MatmulArgs& a, const UnitStripes& u, std::int64_t rows, const Scratch& scratch) {
     if constexpr (kRows > 0) {
       if constexpr (kRows >= smaller(kFewestRows, kRowsAtOnce / 2)) {
         if (rows == kRows) return multiply_unit<kRows>(a, u, scratch);
@@ -319,8 +327,8 @@ struct ChannelLanes {
   }
 
   /// The scales of all groups: groups are neighbours in memory, here channels are. Missing ones are zeros.
-  static void read_scales(const MatmulArgs& a, const Unit& u, const Scratch& scratch) {
-    for (std::int64_t s = 0; s < u.squares; ++s) {
+  static void read_scales(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
+    for (std::int64_t s = 0; s < ceil_div(u.count, kLanes); ++s) {
       for (int f = 0; f < kFields; ++f) {
         const std::int64_t n = f * stripe_count<Columns>(a) + u.first + s * kLanes;
         for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
@@ -342,7 +350,7 @@ struct ChannelLanes {
     }
   }
 
-  static void store_sums(const MatmulArgs& a, const Unit& u, const Scratch& scratch) {
+  static void store_sums(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     store_channels<Columns>(a, u.first, u.count,
                             [&](std::int64_t i, int f, std::int64_t m) { return scratch.totals_of(i / kLanes, f)[m]; });
   }
@@ -350,13 +358,15 @@ struct ChannelLanes {
   static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
     const Prepared p(a);
     const Scratch scratch(a, memory);
-    for (std::int64_t unit = begin; unit < end; ++unit) {
-      const Unit u(a, unit);
-      for (std::int64_t i = 0; i < u.squares * kFields * scratch.rows; ++i) scratch.totals[i] = FloatLanes{};
+    const std::int64_t each = squares_each(a) * kLanes;
+    const auto multiply = [&](const UnitStripes& u) {
+      const std::int64_t totals = ceil_div(u.count, kLanes) * kFields * scratch.rows;
+      for (std::int64_t i = 0; i < totals; ++i) scratch.totals[i] = FloatLanes{};
       if constexpr (kGrouped) read_scales(a, u, scratch);
       multiply_rows(a, u, p.each, scratch);
       store_sums(a, u, scratch);
-    }
+    };
+    for (std::int64_t unit = begin; unit < end; ++unit) for_stripes_of_unit<Columns>(a, unit, each, multiply);
   }
 
   /// Groups have to end where columns do.
@@ -365,8 +375,14 @@ struct ChannelLanes {
            (Columns::kTakesAllValues || !a.special_values) && (a.groups == 1 || a.group_size % kColumnBytes == 0);
   }
 
-  static constexpr MatmulKernel kKernel = {"channel_lanes", supports,      workspace_bytes, prepare,
-                                           serves_values,   scratch_bytes, Unit::count_of,  run};
+  static constexpr MatmulKernel kKernel = {kIsOneField<Columns> ? "channel_lanes_by_field" : "channel_lanes",
+                                           supports,
+                                           workspace_bytes,
+                                           prepare,
+                                           serves_values,
+                                           scratch_bytes,
+                                           unit_count,
+                                           run};
 };
 
 }  // namespace

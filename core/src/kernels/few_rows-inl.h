@@ -196,7 +196,7 @@ bool few_rows_supports(const MatmulArgs& a) {
 
 template <class Dots>
 std::int64_t few_rows_unit_count(const MatmulArgs& a) {
-  return unit_count_of<Dots>(a, stripes_per_unit<Dots>(a));
+  return ceil_div(stripes_of_units<Dots>(a), stripes_per_unit<Dots>(a));
 }
 
 template <class Dots, DType kDType, std::int64_t kMostRows>

@@ -49,6 +49,8 @@ struct Cell {
 #if defined(__AVX512F__)
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kLanesKernel = ChannelLanes<FloatColumns<kQType, kDType>>::kKernel;
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kOneFieldLanesKernel = ChannelLanes<OneField<FloatColumns<kQType, kDType>>>::kKernel;
 
 /// Where pairs of lanes are better than either few_rows-inl.h or whole vectors of channels: six and eight rows of codes
 /// of two bits have sums enough in channel_lanes-inl.h.
@@ -61,6 +63,9 @@ struct PairsOf<Columns, QType::qint2> : PairLanes<Columns, 3, 4, 5, 7> {};
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kPairsKernel =
     PairsOf<FloatColumns<kQType, DType::float32>, kQType>::template kKernel<FloatColumns<kQType, kDType>>;
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kOneFieldPairsKernel =
+    PairsOf<OneField<FloatColumns<kQType, DType::float32>>, kQType>::template kKernel<FloatColumns<kQType, kDType>>;
 
 template <DType kDType>
 struct Cell<QType::qint8, kDType, false> {
@@ -76,7 +81,9 @@ template <QType kQType, DType kDType>
 struct Cell<kQType, kDType, true> {
   static constexpr MatmulKernel kKernels[] = {
       kPairsKernel<kQType, kDType>,
+      kOneFieldPairsKernel<kQType, kDType>,
       kLanesKernel<kQType, kDType>,
+      kOneFieldLanesKernel<kQType, kDType>,
       kPanelKernel<kQType, kDType>,
       kFewRowsKernel<FloatDots<kQType>, kDType, kFewestPanelRows<kQType> - 1>,
       kFewRowsKernel<OneField<FloatDots<kQType>>, kDType, kFewestPanelRows<kQType> - 1>,

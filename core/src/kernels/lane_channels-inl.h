@@ -29,6 +29,13 @@ struct StripeFetch {
   }
 };
 
+/// The codes of a column; of OneField those that start at `bit` of each byte.
+template <class Columns>
+QUANTO_INLINE typename Columns::Codes codes_of_column(BitLanes column, [[maybe_unused]] int bit) {
+  if constexpr (kIsOneField<Columns>) column = (BitLanes)_mm512_srl_epi32((__m512i)column, _mm_cvtsi32_si128(bit));
+  return Columns::codes_of(column);
+}
+
 /// Stores the results of the channels of the stripes [first, first + count). `sums_of(i, f, m)`: the sums of row m for
 /// field f of the stripes from first + i on, scaled already where scales belong to groups.
 template <class Columns, class SumsOf>

@@ -25,6 +25,7 @@ struct SetsBlock {
   std::int64_t k, depth;      ///< whole chunks
   const std::uint8_t* next;   ///< the codes that follow those of all sets, of which `next_depth` bytes are fetched
   std::int64_t next_depth;
+  int field;  ///< that the codes are in, of OneField
 };
 
 /// The base of a kernel, which is `Kernel` and adds
@@ -77,9 +78,10 @@ struct LaneSets {
     FloatLanes* totals[kSets][kFieldsNow];
     const std::uint8_t* codes;
     StripeFetch<3> fetch;
+    int bit;  ///< where the codes of a byte start, of OneField
 
     QUANTO_INLINE Block(const SetsScratch& scratch, const SetsBlock& b)
-        : codes(b.codes), fetch(b.next, b.next_depth, b.apart) {
+        : codes(b.codes), fetch(b.next, b.next_depth, b.apart), bit(b.field * bits_of(kQType)) {
       for (int s = 0; s < kSets; ++s) {
         for (int f = 0; f < kFieldsNow; ++f) totals[s][f] = scratch.totals_of(b.set + s, kFirst + f);
       }
@@ -105,7 +107,7 @@ struct LaneSets {
   static std::int64_t group_size_of(const MatmulArgs& a) {
     return a.groups == 1 ? round_up(a.K, Kernel::kChunk) : a.group_size;
   }
-  static std::int64_t unit_count(const MatmulArgs& a) { return ceil_div(stripe_count<Columns>(a), kLanes); }
+  static std::int64_t unit_count(const MatmulArgs& a) { return ceil_div(stripes_of_units<Columns>(a), kLanes); }
 
   template <int kSets, int kRows, int kFirst = 0, class Scratch>
   static void multiply_fields(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
@@ -121,7 +123,9 @@ struct LaneSets {
       SetsBlock now = b;
       b.set += kSets;
       b.codes += kSets * kSetStripes * b.apart;
-      if (sets > kSets) {
+      if constexpr (kIsOneField<Columns>) {
+        b.next += kSets * kSetStripes * b.apart / kFieldsInTurn<Columns>;
+      } else if (sets > kSets) {
         now.next = b.codes;
         now.next_depth = b.depth;
       }
@@ -130,45 +134,56 @@ struct LaneSets {
     if constexpr (kSets > 1) multiply_sets<kSets / 2, kRows>(a, scratch, b, sets);
   }
 
-  /// The stripes [first, first + count) of a unit.
+  /// Copies the codes of stripe i of a unit for k in [begin, end).
+  static void copy_codes(const MatmulArgs& a, const UnitStripes& u, std::int64_t i, std::int64_t begin,
+                         std::int64_t end, std::uint8_t* out) {
+    if (i < u.whole) {
+      __builtin_memcpy(out, u.codes + i * a.K + begin, static_cast<std::size_t>(end - begin));
+    } else if constexpr (kIsOneField<Columns>) {
+      copy_straddling_channel<kQType>(a, u.first + i, u.field, begin, end, out);
+    }
+  }
+
   template <int kRows, class Scratch>
-  static void multiply_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+  static void multiply_unit(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     const std::int64_t segment = Kernel::segment_of(a), whole = a.K / Kernel::kChunk * Kernel::kChunk;
-    const std::uint8_t* codes = a.w + first * a.K;
-    const std::int64_t sets = count / kSetStripes;
-    const bool last = first + kLanes >= stripe_count<Columns>(a);
+    const std::int64_t sets = u.whole / kSetStripes;
     for (std::int64_t k = 0; k < whole; k += segment) {
       const std::int64_t depth = smaller(segment, whole - k);
-      const std::int64_t next = k + depth < whole ? k + depth : 0;
-      const std::uint8_t* at = codes + (next > 0 || last ? next : kLanes * a.K);
-      multiply_sets<kSetsAtOnce<kRows>, kRows>(a, scratch,
-                                               {codes + k, a.K, 0, k, depth, at, smaller(segment, whole - next)}, sets);
+      SetsBlock block{u.codes + k, a.K, 0, k, depth, u.later, depth, u.field};
+      if constexpr (kIsOneField<Columns>) {
+        block.next += k;
+      } else if (k + depth < whole) {
+        block.next = u.codes + k + depth;
+        block.next_depth = smaller(segment, whole - (k + depth));
+      } else {
+        block.next_depth = smaller(segment, whole);
+      }
+      multiply_sets<kSetsAtOnce<kRows>, kRows>(a, scratch, block, sets);
     }
-    // What is left of K, and fewer stripes than a set has.
-    for (std::int64_t set = 0; set < ceil_div(count, kSetStripes); ++set) {
-      const std::int64_t stripes = smaller(kSetStripes, count - set * kSetStripes);
-      for (std::int64_t k = stripes == kSetStripes ? whole : 0; k < a.K; k += segment) {
+    // What is left of K, and sets of which not all stripes lie in memory.
+    for (std::int64_t set = 0; set < ceil_div(u.count, kSetStripes); ++set) {
+      const std::int64_t stripes = smaller(kSetStripes, u.count - set * kSetStripes);
+      for (std::int64_t k = set < sets ? whole : 0; k < a.K; k += segment) {
         const std::int64_t depth = smaller(segment, a.K - k), padded = round_up(depth, Kernel::kChunk);
         __builtin_memset(scratch.codes, 0, static_cast<std::size_t>(kSetStripes * padded));
         for (std::int64_t i = 0; i < stripes; ++i) {
-          __builtin_memcpy(scratch.codes + i * padded, codes + (set * kSetStripes + i) * a.K + k,
-                           static_cast<std::size_t>(depth));
+          copy_codes(a, u, set * kSetStripes + i, k, k + depth, scratch.codes + i * padded);
         }
-        multiply_sets<1, kRows>(a, scratch, {scratch.codes, padded, set, k, padded, scratch.codes, padded}, 1);
+        multiply_sets<1, kRows>(a, scratch, {scratch.codes, padded, set, k, padded, scratch.codes, padded, u.field}, 1);
       }
     }
   }
 
   static void run(const MatmulArgs& a, void* memory, std::int64_t begin, std::int64_t end) {
     const typename Kernel::Scratch scratch(a, memory);
-    for (std::int64_t unit = begin; unit < end; ++unit) {
-      const std::int64_t first = unit * kLanes, count = smaller(kLanes, stripe_count<Columns>(a) - first);
-      Kernel::start_unit(a, first, count, scratch);
-      const std::int64_t next = first + kLanes;
-      fetch_scales<Columns>(a, next, smaller(kLanes, stripe_count<Columns>(a) - next));
-      Kernel::multiply_rows(a, first, count, scratch);
-      Kernel::store_sums(a, first, count, scratch);
-    }
+    const auto multiply = [&](const UnitStripes& u) {
+      Kernel::start_unit(a, u.first, u.count, scratch);
+      fetch_scales<Columns>(a, u.first + kLanes, u.next);
+      Kernel::multiply_rows(a, u, scratch);
+      Kernel::store_sums(a, u.first, u.count, scratch);
+    };
+    for (std::int64_t unit = begin; unit < end; ++unit) for_stripes_of_unit<Columns>(a, unit, kLanes, multiply);
   }
 };
 

@@ -182,14 +182,14 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
   struct Sums : ProductSums<Columns, FloatLanes, kSets, kFirst, kFieldsNow, kRows> {
     using SetColumns = BitLanes[kSets][PairColumns::kColumns];
 
-    template <class Fetch>
-    QUANTO_INLINE void add_columns(const SetColumns& columns, const std::uint64_t* x, Fetch& fetch) {
+    template <class Block>
+    QUANTO_INLINE void add_columns(const SetColumns& columns, const std::uint64_t* x, Block& block) {
       QUANTO_UNROLL for (int c = 0; c < PairColumns::kColumns; ++c) {
-        if constexpr (kFirst == 0) {
-          QUANTO_UNROLL for (int s = 0; s < kSets; ++s) fetch.next();
+        if (kFirst == 0 && c % kFieldsInTurn<Columns> == 0) {
+          QUANTO_UNROLL for (int s = 0; s < kSets; ++s) block.fetch.next();
         }
         typename Columns::Codes codes[kSets];
-        QUANTO_UNROLL for (int s = 0; s < kSets; ++s) codes[s] = Columns::codes_of(columns[s][c]);
+        QUANTO_UNROLL for (int s = 0; s < kSets; ++s) { codes[s] = codes_of_column<Columns>(columns[s][c], block.bit); }
         QUANTO_UNROLL for (int v = 0; v < kVectors; ++v) {
           this->add_products(
               codes, v, [&](int m) __attribute__((always_inline)) {
@@ -199,31 +199,31 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
         }
       }
     }
-    template <class Fetch>
-    QUANTO_INLINE void add_chunk(const std::uint8_t* codes, std::int64_t apart, const std::uint64_t* x, Fetch& fetch) {
+    template <class Block>
+    QUANTO_INLINE void add_chunk(const std::uint8_t* codes, std::int64_t apart, const std::uint64_t* x, Block& block) {
       SetColumns columns;
       QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
         PairColumns::load(codes + s * kSetStripes * apart, apart, columns[s]);
       }
-      add_columns(columns, x, fetch);
+      add_columns(columns, x, block);
     }
     /// Of two chunks after one another. Stripes are often multiples of 4 KB apart, so that all of them at one k share a
     /// place in the L1 cache, which has room for twelve: of two sets each cache line is read only once.
-    template <class Fetch>
+    template <class Block>
     QUANTO_INLINE void add_two_chunks(const std::uint8_t* codes, std::int64_t apart, const std::uint64_t* x,
-                                      __m512i (*rest)[PairColumns::kColumns], Fetch& fetch) {
+                                      __m512i (*rest)[PairColumns::kColumns], Block& block) {
       constexpr std::int64_t kNext = PairColumns::kColumns * kVectors * kRows;
       if constexpr (kSets == 1) {
-        add_chunk(codes, apart, x, fetch);
-        add_chunk(codes + kChunk, apart, x + kNext, fetch);
+        add_chunk(codes, apart, x, block);
+        add_chunk(codes + kChunk, apart, x + kNext, block);
       } else {
         SetColumns columns;
         QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
           PairColumns::load(codes + s * kSetStripes * apart, apart, columns[s], rest[s]);
         }
-        add_columns(columns, x, fetch);
+        add_columns(columns, x, block);
         QUANTO_UNROLL for (int s = 0; s < kSets; ++s) PairColumns::load_rest(rest[s], columns[s]);
-        add_columns(columns, x + kNext, fetch);
+        add_columns(columns, x + kNext, block);
       }
     }
   };
@@ -239,10 +239,10 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
     const auto add_chunks = [&](std::int64_t count) __attribute__((always_inline)) {
       constexpr std::int64_t kNext = PairColumns::kColumns * kVectors * kRows;
       for (; count >= 2; count -= 2, block.codes += 2 * kChunk, x += 2 * kNext) {
-        sums.add_two_chunks(block.codes, b.apart, x, rest, block.fetch);
+        sums.add_two_chunks(block.codes, b.apart, x, rest, block);
       }
       if (count > 0) {
-        sums.add_chunk(block.codes, b.apart, x, block.fetch);
+        sums.add_chunk(block.codes, b.apart, x, block);
         block.codes += kChunk;
         x += kNext;
       }
@@ -267,9 +267,9 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
     }
   }
 
-  static void multiply_rows(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+  static void multiply_rows(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     const auto if_rows = [&]<std::int64_t kRows>(Number<kRows>) {
-      if (a.M == kRows) Sets::template multiply_unit<kRows>(a, first, count, scratch);
+      if (a.M == kRows) Sets::template multiply_unit<kRows>(a, u, scratch);
     };
     (if_rows(Number<kRowCounts>{}), ...);
   }
@@ -328,15 +328,21 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
   /// Groups have to end where chunks do. Where they end between two that could be multiplied at once, channel_lanes
   /// is better, of codes of two bits for all numbers of rows.
   static bool supports(const MatmulArgs& a) {
-    const std::int64_t step = kFields == 1 || (kFields == 2 && a.M == 3) ? kChunk : 2 * kChunk;
+    constexpr int kBits = bits_of(Columns::kQType);
+    const std::int64_t step = kBits == 8 || (kBits == 4 && a.M == 3) ? kChunk : 2 * kChunk;
     return ((a.M == kRowCounts) || ...) && a.N % kFields == 0 && (Columns::kTakesAllValues || !a.special_values) &&
            (a.groups == 1 || a.group_size % step == 0);
   }
 
   template <class Source = Columns>
-  static constexpr MatmulKernel kKernel = {
-      "pair_lanes",     supports, Sets::workspace_bytes, prepare<Source>, Sets::serves_values, Sets::scratch_bytes,
-      Sets::unit_count, Sets::run};
+  static constexpr MatmulKernel kKernel = {kIsOneField<Columns> ? "pair_lanes_by_field" : "pair_lanes",
+                                           supports,
+                                           Sets::workspace_bytes,
+                                           prepare<Source>,
+                                           Sets::serves_values,
+                                           Sets::scratch_bytes,
+                                           Sets::unit_count,
+                                           Sets::run};
 };
 
 }  // namespace

@@ -143,9 +143,11 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
   template <int kSets, int kFirst, int kFieldsNow, int kRows>
   struct Sums : ProductSums<Columns, FloatLanes, kSets, kFirst, kFieldsNow, kRows> {
     template <int kColumn>
-    QUANTO_INLINE void add_column(const BitLanes (&columns)[kSets][2], const typename Columns::X* x) {
+    QUANTO_INLINE void add_column(const BitLanes (&columns)[kSets][2], const typename Columns::X* x, int bit) {
       typename Columns::Codes codes[kSets];
-      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) codes[s] = Columns::codes_of(columns[s][kColumn % 2]);
+      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+        codes[s] = codes_of_column<Columns>(columns[s][kColumn % 2], bit);
+      }
       QUANTO_UNROLL for (int v = 0; v < kVectors; ++v) {
         this->add_products(
             codes, v, [&](int m) __attribute__((always_inline)) {
@@ -154,7 +156,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
       }
     }
 
-    QUANTO_INLINE void add_chunk(const std::uint8_t* codes, std::int64_t apart, const typename Columns::X* x) {
+    QUANTO_INLINE void add_chunk(const std::uint8_t* codes, std::int64_t apart, const typename Columns::X* x, int bit) {
       BitLanes columns[kSets][2];
       const auto load = [&](int half) __attribute__((always_inline)) {
         const std::uint8_t* at = codes;
@@ -164,11 +166,11 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
         }
       };
       load(0);
-      add_column<0>(columns, x);
-      add_column<1>(columns, x);
+      add_column<0>(columns, x, bit);
+      add_column<1>(columns, x, bit);
       load(1);
-      add_column<2>(columns, x);
-      add_column<3>(columns, x);
+      add_column<2>(columns, x, bit);
+      add_column<3>(columns, x, bit);
     }
   };
 
@@ -180,9 +182,10 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
     const auto add_chunks = [&](std::int64_t count) __attribute__((always_inline)) {
       for (; count > 0; --count, block.codes += kChunk, x += kRows * kVectors) {
         if constexpr (kFirst == 0) {
-          QUANTO_UNROLL for (int i = 0; i < kSets * kSetStripes; ++i) block.fetch.next();
+          constexpr int kLines = kSets * kSetStripes / kFieldsInTurn<Columns>;
+          QUANTO_UNROLL for (int i = 0; i < kLines; ++i) block.fetch.next();
         }
-        sums.add_chunk(block.codes, b.apart, x);
+        sums.add_chunk(block.codes, b.apart, x, block.bit);
       }
     };
     const std::int64_t group_size = Sets::group_size_of(a);
@@ -208,10 +211,10 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
   }
 
   template <int kRows = kMostRows>
-  static void multiply_rows(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+  static void multiply_rows(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     if constexpr (kRows >= kFewestRows) {
-      if (a.M == kRows) return Sets::template multiply_unit<kRows>(a, first, count, scratch);
-      multiply_rows<kRows - 1>(a, first, count, scratch);
+      if (a.M == kRows) return Sets::template multiply_unit<kRows>(a, u, scratch);
+      multiply_rows<kRows - 1>(a, u, scratch);
     }
   }
 
@@ -290,9 +293,14 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
            (Columns::kTakesAllValues || !a.special_values) && (a.groups == 1 || a.group_size % step == 0);
   }
 
-  static constexpr MatmulKernel kKernel = {
-      "quarter_lanes",  supports, Sets::workspace_bytes, prepare, Sets::serves_values, Sets::scratch_bytes,
-      Sets::unit_count, Sets::run};
+  static constexpr MatmulKernel kKernel = {kIsOneField<Columns> ? "quarter_lanes_by_field" : "quarter_lanes",
+                                           supports,
+                                           Sets::workspace_bytes,
+                                           prepare,
+                                           Sets::serves_values,
+                                           Sets::scratch_bytes,
+                                           Sets::unit_count,
+                                           Sets::run};
 };
 
 }  // namespace

@@ -97,9 +97,10 @@ inline void for_stripes_of_unit(const MatmulArgs& a, std::int64_t unit, std::int
   }
 }
 
+/// Stripes of all units together.
 template <class Dots>
-inline std::int64_t unit_count_of(const MatmulArgs& a, std::int64_t each) {
-  return ceil_div(kIsOneField<Dots> ? ceil_div(a.packed_rows, a.groups) : stripe_count<Dots>(a), each);
+inline std::int64_t stripes_of_units(const MatmulArgs& a) {
+  return kIsOneField<Dots> ? ceil_div(a.packed_rows, a.groups) : stripe_count<Dots>(a);
 }
 
 /// Copies the codes of channel n for k in [begin, end), wherever they are, to bytes that have them in `field`.
