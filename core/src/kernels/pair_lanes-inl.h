@@ -67,7 +67,24 @@ struct PairColumns {
     transpose(_mm512_load_si512(rest), _mm512_load_si512(rest + 1), _mm512_load_si512(rest + 2),
               _mm512_load_si512(rest + 3), columns);
   }
-  /// All eight columns of whole vectors.
+  /// All eight columns of four whole vectors.
+  using Half = __m256i;
+  static QUANTO_INLINE void transpose(const BitLanes (&rows)[4], Half (&columns)[2 * kColumns]) {
+    const auto row = [&](int i) { return (__m512i)rows[i]; };
+    const __m512i even = _mm512_unpacklo_epi64(row(0), row(1)), more_even = _mm512_unpacklo_epi64(row(2), row(3));
+    const __m512i odd = _mm512_unpackhi_epi64(row(0), row(1)), more_odd = _mm512_unpackhi_epi64(row(2), row(3));
+    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11),
+                  high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    const auto put = [&](int i, __m512i two) {
+      columns[i] = _mm512_castsi512_si256(two);
+      columns[i + 2] = _mm512_extracti64x4_epi64(two, 1);
+    };
+    put(0, _mm512_permutex2var_epi64(even, low, more_even));
+    put(1, _mm512_permutex2var_epi64(odd, low, more_odd));
+    put(4, _mm512_permutex2var_epi64(even, high, more_even));
+    put(5, _mm512_permutex2var_epi64(odd, high, more_odd));
+  }
+  /// All eight columns of eight whole vectors.
   static QUANTO_INLINE void transpose(const BitLanes (&rows)[kRows], BitLanes (&columns)[2 * kColumns]) {
     BitLanes half[kColumns];
     const auto low = [&](int i, int j) { return _mm512_shuffle_i64x2((__m512i)rows[i], (__m512i)rows[j], 0x44); };
@@ -121,25 +138,44 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
     return (BitLanes)_mm512_permutexvar_epi32((__m512i)index, (__m512i)words);
   }
 
+  /// The pairs of the rows [m, m + count), of which there are at most kRows, 4 or 8.
+  template <class Source, int kRows>
+  static void prepare_pairs(const MatmulArgs& a, const Prepared& p, std::int64_t m, std::int64_t count) {
+    constexpr std::int64_t kStep = kLanes * kColumnBytes / (2 * kVectors);  // codes of as many activations
+    constexpr int kColumns = kLanes / 2;
+    bool plain[kRows];
+    for (bool& of_row : plain) of_row = true;
+    std::uint64_t* out = p.pairs + m;
+    for (std::int64_t k = 0; k < p.columns * kColumnBytes; k += kStep) {
+      BitLanes words[kRows] = {};
+      QUANTO_UNROLL for (int i = 0; i < kRows; ++i) {
+        if (i >= count) break;
+        words[i] = in_pairs(Source::load_words(a.x, (m + i) * a.x_stride + k, a.K - k, plain[i]));
+      }
+      if constexpr (kRows == 4) {
+        PairColumns::Half columns[kColumns];
+        PairColumns::transpose(words, columns);
+        QUANTO_UNROLL for (int i = 0; i < kColumns; ++i, out += p.rows) {
+          _mm256_mask_storeu_epi64(out, static_cast<__mmask8>((1u << count) - 1), columns[i]);
+        }
+      } else {
+        BitLanes columns[kColumns];
+        PairColumns::transpose(words, columns);
+        QUANTO_UNROLL for (int i = 0; i < kColumns; ++i, out += p.rows) {
+          store(out, columns[i], static_cast<int>(2 * count));
+        }
+      }
+    }
+    for (std::int64_t i = 0; i < count; ++i) p.plain[m + i] = plain[i];
+  }
+
   /// Source: the columns of the activations' type.
   template <class Source>
   static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
     const Prepared p(a);
     for (std::int64_t m = begin; m < end; m += PairColumns::kRows) {
       const std::int64_t count = smaller(PairColumns::kRows, end - m);
-      for (std::int64_t i = 0; i < count; ++i) p.plain[m + i] = true;
-      std::uint64_t* out = p.pairs + m;
-      constexpr std::int64_t kStep = kLanes * kColumnBytes / (2 * kVectors);  // codes of as many activations
-      for (std::int64_t k = 0; k < p.columns * kColumnBytes; k += kStep) {
-        BitLanes words[PairColumns::kRows] = {}, columns[PairColumns::kRows];
-        for (std::int64_t i = 0; i < count; ++i) {
-          words[i] = in_pairs(Source::load_words(a.x, (m + i) * a.x_stride + k, a.K - k, p.plain[m + i]));
-        }
-        PairColumns::transpose(words, columns);
-        for (int i = 0; i < PairColumns::kRows; ++i, out += p.rows) {
-          store(out, columns[i], static_cast<int>(2 * count));
-        }
-      }
+      count <= 4 ? prepare_pairs<Source, 4>(a, p, m, count) : prepare_pairs<Source, 8>(a, p, m, count);
       for (std::int64_t i = m; i < m + count; ++i) {
         auto* sums = reinterpret_cast<float*>(p.sums);
         for (std::int64_t j = 0; j < 2 * p.group_pairs; ++j) {
