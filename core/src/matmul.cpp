@@ -190,8 +190,12 @@ Buffer decode_activations(const CodesView& x, std::int64_t K) {
   return values;
 }
 
-std::string kernel_name(const MatmulArgs& args) {
-  const kernels::Choice choice = kernels::choose_matmul(args);
+std::string kernel_name(MatmulArgs args, bool extreme_values) {
+  kernels::Choice choice = kernels::choose_matmul(args);
+  if (extreme_values && choice.kernel->serves_values != nullptr) {
+    args.special_values = true;
+    choice = kernels::choose_matmul(args);
+  }
   std::string name(isa_name(choice.isa));
   name.append("/").append(qtype_info(args.qtype).name).append("/");
   name.append(args.x_is_int8 ? "int8" : dtype_name(args.x_dtype));
@@ -227,11 +231,13 @@ void matmul_codes(const CodesView& x, const WeightView& w, const void* bias, DTy
   run_chosen(args);
 }
 
-std::string matmul_kernel_name(const ActivationView& x, const WeightView& w) {
-  return kernel_name(complete(x, w, nullptr, nullptr));
+std::string matmul_kernel_name(const ActivationView& x, const WeightView& w, bool extreme_values) {
+  return kernel_name(complete(x, w, nullptr, nullptr), extreme_values);
 }
 
-std::string matmul_codes_kernel_name(const CodesView& x, const WeightView& w) { return kernel_name(complete(x, w)); }
+std::string matmul_codes_kernel_name(const CodesView& x, const WeightView& w) {
+  return kernel_name(complete(x, w), false);
+}
 
 bool matmul_takes_planes(DType dtype, std::int64_t rows, const WeightView& w) {
   if (rows == 0 || w.out_features == 0 || w.in_features == 0) return false;

@@ -137,4 +137,6 @@ void dequantize_affine_packed(const std::uint8_t* packed, QType qtype, std::int6
   run(active_kernels().dequantize_affine, a);
 }
 
+Isa quantizer_isa() { return active_kernels().isa; }
+
 }  // namespace quanto

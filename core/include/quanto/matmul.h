@@ -26,7 +26,8 @@ struct WeightView {
   ShiftKind shift_kind = ShiftKind::none;
 };
 
-/// M rows of K = in_features activations, `row_stride` elements apart; the elements of a row are contiguous.
+/// M rows of K = in_features activations, `row_stride` elements apart, 0 if all are the same one; the elements of a row
+/// are contiguous.
 struct ActivationView {
   const void* data;
   DType dtype;
@@ -42,8 +43,9 @@ struct ActivationView {
 void matmul(const ActivationView& x, const WeightView& w, const void* bias, void* y);
 
 /// Name of the kernel that matmul would run with the active ISA: "<isa>/<qtype>/<dtype>/<regime>", for instance
-/// "avx2/qint4/bfloat16/few_rows". Only the shapes and types of the views are read.
-std::string matmul_kernel_name(const ActivationView& x, const WeightView& w);
+/// "avx2/qint4/bfloat16/few_rows". Only the shapes and types of the views are read. `extreme_values`: the one that runs
+/// where x holds values that some kernels decline: magnitudes below 2^-80 or from 2^100 on, infinities, NaN.
+std::string matmul_kernel_name(const ActivationView& x, const WeightView& w, bool extreme_values = false);
 
 /// M rows of K = in_features activations as codes of an 8-bit qtype, `row_stride` codes apart. `scale`: one element, or
 /// one for each row; null for 1, where the weight's scales already hold it.

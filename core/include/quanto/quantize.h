@@ -60,4 +60,8 @@ void dequantize_affine(const std::uint8_t* codes, QType qtype, std::int64_t rows
 void dequantize_affine_packed(const std::uint8_t* packed, QType qtype, std::int64_t rows, std::int64_t cols, Axis axis,
                               const void* scale, const ConstShift& shift, DType dtype, void* out);
 
+/// The instruction set whose kernels search scales and quantize: the active one, or the next less capable one that has
+/// its own. They give the same bytes on all of them.
+Isa quantizer_isa();
+
 }  // namespace quanto
