@@ -20,10 +20,9 @@
 
 namespace quanto::testing {
 
-/// Bytes that end exactly at a page that may not be touched: reading or writing past them is a fault. With a `gap` they
-/// end that many bytes before it, so that numbers of several bytes lie at addresses that are no multiples of their
-/// size. The page before the first one that they share may not be touched either: whole pages of bytes without a gap
-/// are guarded at both ends.
+/// Bytes that end exactly at a page that may not be touched: reading or writing past them is a fault. While an
+/// AtPageStart lives they begin right after such a page instead. With a `gap` they end, or begin, that many bytes from
+/// it, so that numbers of several bytes lie at addresses that are no multiples of their size.
 class GuardedBytes {
  public:
   explicit GuardedBytes(std::size_t size, std::size_t gap = 0) : size_(size) {
@@ -33,7 +32,7 @@ class GuardedBytes {
     if (base_ == MAP_FAILED) throw std::runtime_error("mmap failed");
     mprotect(base_, page, PROT_NONE);
     mprotect(static_cast<char*>(base_) + mapped_ - page, page, PROT_NONE);
-    data_ = static_cast<std::uint8_t*>(base_) + mapped_ - page - gap - size;
+    data_ = static_cast<std::uint8_t*>(base_) + (at_page_start_ ? page + gap : mapped_ - page - gap - size);
   }
   ~GuardedBytes() { munmap(base_, mapped_); }
   GuardedBytes(const GuardedBytes&) = delete;
@@ -44,9 +43,21 @@ class GuardedBytes {
   std::size_t size() const { return size_; }
 
  private:
+  friend class AtPageStart;
+  inline static bool at_page_start_ = false;
+
   std::size_t size_, mapped_;
   void* base_;
   std::uint8_t* data_;
+};
+
+/// Has all GuardedBytes made during its lifetime begin after a guarded page.
+class AtPageStart {
+ public:
+  explicit AtPageStart(bool at_start = true) { GuardedBytes::at_page_start_ = at_start; }
+  ~AtPageStart() { GuardedBytes::at_page_start_ = false; }
+  AtPageStart(const AtPageStart&) = delete;
+  AtPageStart& operator=(const AtPageStart&) = delete;
 };
 
 struct CaseShape {

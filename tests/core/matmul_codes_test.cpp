@@ -40,6 +40,11 @@ class MatmulCodes : public ::testing::TestWithParam<Cell> {
     c.run();
     EXPECT_EQ(check_matmul_codes(c.x(), c.w(), c.bias(), c.dtype(), c.y()), "")
         << qtype_info(x_qtype()).name << " x " << describe(s) << " by " << matmul_codes_kernel_name(c.x(), c.w());
+    const AtPageStart place;
+    CodesCase moved(x_qtype(), s, per_row_scale);
+    moved.run();
+    EXPECT_EQ(moved.result(), c.result())
+        << qtype_info(x_qtype()).name << " x " << describe(s) << " after a guarded page";
   }
 
   /// Odd sizes on purpose: primes, and one more and one less than what kernels work on at once.

@@ -4,12 +4,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <set>
 
 #include "cases.h"
+#include "each_isa.h"
 #include "oracle.h"
 #include "quanto/error.h"
 #include "quanto/isa.h"
@@ -20,24 +22,15 @@ namespace {
 
 constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16};
 
-/// Runs `body` once with each instruction set of this machine.
-template <class Body>
-void for_each_isa(Body body) {
-  for (const IsaInfo& isa : isas()) {
-    if (!isa.supported) continue;
-    SCOPED_TRACE(std::string(isa.name));
-    force_isa(isa.name);
-    ASSERT_EQ(active_isa(), isa.isa);
-    body(isa);
-  }
-  force_isa("");
-}
-
 void expect_matches_oracle(const CaseShape& shape, unsigned seed = 1) {
   MatmulCase c(shape, seed);
   c.run();
   EXPECT_EQ(check_matmul(c.x(), c.w(), c.bias(), c.y()), "")
       << describe(shape) << " by " << matmul_kernel_name(c.x(), c.w());
+  const AtPageStart place;
+  MatmulCase moved(shape, seed);
+  moved.run();
+  EXPECT_EQ(moved.result(), c.result()) << describe(shape) << " after a guarded page";
 }
 
 /// Odd sizes on purpose: primes, and one more and one less than what kernels work on at once.
@@ -100,13 +93,13 @@ class Matmul : public ::testing::TestWithParam<Cell> {
 };
 
 TEST_P(Matmul, MatchesTheOracleForAllShapes) {
-  for_each_isa([&](const IsaInfo&) {
+  for_each_isa([&] {
     for (const CaseShape& s : shapes_of(qtype(), dtype())) expect_matches_oracle(s);
   });
 }
 
 TEST_P(Matmul, TakesEveryScaleDType) {
-  for_each_isa([&](const IsaInfo&) {
+  for_each_isa([&] {
     for (const DType scale_dtype : kDTypes) {
       for (const std::int64_t M : {1, 6, 14, 45}) {
         CaseShape s = shape(M, 66, 128);
@@ -118,7 +111,7 @@ TEST_P(Matmul, TakesEveryScaleDType) {
 }
 
 TEST_P(Matmul, TakesIntegerShiftsAndSingleScales) {
-  for_each_isa([&](const IsaInfo&) {
+  for_each_isa([&] {
     for (const std::int64_t M : {1, 6, 14, 45}) {
       CaseShape s = shape(M, 68, 128);
       s.shift_kind = ShiftKind::integer;
@@ -129,7 +122,7 @@ TEST_P(Matmul, TakesIntegerShiftsAndSingleScales) {
 }
 
 TEST_P(Matmul, TakesStridedRowsAndNoBias) {
-  for_each_isa([&](const IsaInfo&) {
+  for_each_isa([&] {
     for (const std::int64_t M : {1, 6, 14, 45}) {
       CaseShape s = shape(M, 20, 96);
       s.extra_stride = 5;
@@ -139,9 +132,25 @@ TEST_P(Matmul, TakesStridedRowsAndNoBias) {
   });
 }
 
+TEST_P(Matmul, TakesOneRowManyTimes) {
+  for_each_isa([&] {
+    for (const std::int64_t M : {2, 3, 6, 14, 45, 70}) {
+      MatmulCase c(shape(M, 66, 128));
+      const auto row_bytes = 128 * static_cast<std::ptrdiff_t>(dtype_size(dtype()));
+      for (std::int64_t m = 1; m < M; ++m) std::copy_n(c.x_data(), row_bytes, c.x_data() + m * row_bytes);
+      c.run();
+      const auto expected = c.result();
+      GuardedBytes row(static_cast<std::size_t>(row_bytes));
+      std::copy_n(c.x_data(), row_bytes, row.data());
+      matmul({row.data(), dtype(), M, 0}, c.w(), c.bias(), c.y());
+      EXPECT_EQ(c.result(), expected) << "M = " << M;
+    }
+  });
+}
+
 /// A tensor that is mapped from a file lies at any byte.
 TEST_P(Matmul, GivesTheSameBytesWhereverItsOperandsLie) {
-  for_each_isa([&](const IsaInfo&) {
+  for_each_isa([&] {
     for (const std::int64_t K : {67, 192}) {
       for (const std::int64_t M : {1, 6, 14, 45}) {
         CaseShape s = shape(M, 66, K);
@@ -159,7 +168,7 @@ TEST_P(Matmul, GivesTheSameBytesWhereverItsOperandsLie) {
 }
 
 TEST_P(Matmul, GivesTheSameBytesForAnyNumberOfThreads) {
-  for_each_isa([&](const IsaInfo&) {
+  for_each_isa([&] {
     // The last: so many rows that they are shared out.
     for (const auto& [M, N, K] :
          {std::array{1, 514, 1024}, {7, 514, 1024}, {16, 514, 1024}, {48, 514, 1024}, {550, 98, 96}}) {
@@ -195,7 +204,7 @@ void expect_same_bytes_in_parts(const CaseShape& shape, std::int64_t some) {
 }
 
 TEST_P(Matmul, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
-  for_each_isa([&](const IsaInfo&) {
+  for_each_isa([&] {
     for (const auto& [M, some] : {std::pair{7, 1}, std::pair{16, 9}, std::pair{30, 13}, std::pair{70, 7},
                                   std::pair{70, 23}, std::pair{70, 35}}) {
       expect_same_bytes_in_parts(shape(M, 66, 256), some);
@@ -205,7 +214,7 @@ TEST_P(Matmul, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
 
 /// Where K is deeper than what is multiplied at once, which depends on the number of rows.
 TEST_P(Matmul, GivesARowTheSameBytesHoweverDeepItsBlocksAre) {
-  for_each_isa([&](const IsaInfo&) {
+  for_each_isa([&] {
     for (const auto& [M, some] : {std::pair{2, 1}, std::pair{8, 1}, std::pair{10, 3}, std::pair{12, 5}}) {
       for (const std::int64_t group_size : {0, 96, 128, 160}) {
         if (group_size != 0 && !is_affine(qtype())) continue;
@@ -222,9 +231,9 @@ TEST_P(Matmul, GivesARowTheSameBytesHoweverDeepItsBlocksAre) {
 /// What a float matmul with the dequantized weight gives for one non-finite activation.
 TEST_P(Matmul, TreatsNonFiniteActivationsAsAFloatMatmulDoes) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for_each_isa([&](const IsaInfo&) {
+  for_each_isa([&] {
     for (const float special : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
-      for (const std::int64_t M : {1, 4, 13, 44}) {
+      for (const std::int64_t M : {1, 2, 3, 4, 5, 7, 8, 13, 14, 44}) {
         MatmulCase c(shape(M, 36, 128));
         store_float(c.x_data(), dtype(), 77, special);
         c.run();
@@ -243,8 +252,8 @@ TEST_P(Matmul, TreatsNonFiniteActivationsAsAFloatMatmulDoes) {
 }
 
 TEST_P(Matmul, KeepsTinyActivations) {
-  for_each_isa([&](const IsaInfo&) {
-    for (const std::int64_t M : {1, 4, 13, 44}) {
+  for_each_isa([&] {
+    for (const std::int64_t M : {1, 2, 3, 4, 5, 7, 8, 13, 14, 44}) {
       CaseShape s = shape(M, 36, 128);
       s.with_bias = false;
       MatmulCase c(s);
@@ -259,7 +268,7 @@ TEST_P(Matmul, KeepsTinyActivations) {
 /// Of bfloat16: float16 holds no scales as small, and float32 sums would be subnormal themselves.
 TEST_P(Matmul, KeepsSubnormalResults) {
   if (dtype() != DType::bfloat16) return;
-  for_each_isa([&](const IsaInfo&) {
+  for_each_isa([&] {
     for (const std::int64_t M : {1, 4, 13, 44, 70}) {
       CaseShape s = shape(M, 36, 128);
       s.with_bias = false;
@@ -276,29 +285,111 @@ TEST_P(Matmul, KeepsSubnormalResults) {
 
 /// Magnitudes between which kernels may take activations apart or factor powers of two out of them.
 TEST_P(Matmul, KeepsActivationsOfEveryMagnitude) {
-  for_each_isa([&](const IsaInfo&) {
+  if (dtype() == DType::float16) return;  // its exponents are from -24 to 15
+  for_each_isa([&] {
     for (const int exponent : {-110, -104, -81, -80, -79, -60, 60, 99, 100}) {
-      if (dtype() == DType::float16) continue;  // its exponents are from -24 to 15
-      CaseShape s = shape(40, 36, 128);
-      s.with_bias = false;
-      MatmulCase c(s);
-      for (std::int64_t i = 0; i < 40 * 128; ++i) {
-        const float significand = 1.0f + static_cast<float>(i * 7919 % 8388608) * 0x1p-23f;
-        store_float(c.x_data(), dtype(), i, std::ldexp(i % 3 == 0 ? -significand : significand, exponent));
+      for (const std::int64_t M : {1, 2, 3, 4, 5, 6, 7, 8, 14, 40}) {
+        CaseShape s = shape(M, 36, 128);
+        s.with_bias = false;
+        MatmulCase c(s);
+        for (std::int64_t i = 0; i < M * 128; ++i) {
+          const float significand = 1.0f + static_cast<float>(i * 7919 % 8388608) * 0x1p-23f;
+          store_float(c.x_data(), dtype(), i, std::ldexp(i % 3 == 0 ? -significand : significand, exponent));
+        }
+        c.run();
+        EXPECT_EQ(check_matmul(c.x(), c.w(), c.bias(), c.y()), "") << "2^" << exponent << ", M = " << M;
       }
+    }
+  });
+}
+
+/// What some kernels decline, of each dtype.
+std::vector<float> extreme_values(DType dtype) {
+  std::vector<float> values = {std::numeric_limits<float>::infinity(), std::numeric_limits<float>::quiet_NaN()};
+  if (dtype != DType::float16) values.insert(values.end(), {0x1p100f, 0x1p120f, 0x1p-81f, 0x1p-130f});
+  return values;
+}
+
+/// The bytes of all rows but one.
+std::vector<std::uint8_t> bytes_without_row(const std::vector<std::uint8_t>& all, std::int64_t rows, std::int64_t row) {
+  const auto row_bytes = static_cast<std::ptrdiff_t>(all.size()) / rows;
+  std::vector<std::uint8_t> others(all.begin(), all.begin() + row * row_bytes);
+  others.insert(others.end(), all.begin() + (row + 1) * row_bytes, all.end());
+  return others;
+}
+
+/// One value that a kernel declines has another one serve the whole batch. Nothing else of it reaches other rows.
+TEST_P(Matmul, KeepsExtremeValuesOfARowFromTheOthers) {
+  for_each_isa([&] {
+    for (const std::int64_t M : {2, 3, 5, 8, 14, 40}) {
+      const CaseShape s = shape(M, 36, 128);
+      MatmulCase plain(s);
+      plain.run();
+      const bool declines = matmul_kernel_name(plain.x(), plain.w(), true) != matmul_kernel_name(plain.x(), plain.w());
+      for (const std::int64_t row : {std::int64_t{0}, M / 2, M - 1}) {
+        std::set<std::vector<std::uint8_t>> results;
+        if (!declines) results.insert(bytes_without_row(plain.result(), M, row));
+        for (const float value : extreme_values(dtype())) {
+          MatmulCase c(s);
+          store_float(c.x_data(), dtype(), row * 128 + 77, value);
+          c.run();
+          results.insert(bytes_without_row(c.result(), M, row));
+          ActivationView part = c.x();
+          part.rows = 1;
+          for (std::int64_t m = 0; m < M; ++m) {
+            if (m == row) continue;
+            part.data = c.x_data() + static_cast<std::size_t>(m * 128) * dtype_size(dtype());
+            const auto* y = static_cast<const char*>(c.y()) + static_cast<std::size_t>(m * 36) * dtype_size(dtype());
+            EXPECT_EQ(check_matmul(part, c.w(), c.bias(), y), "") << value << " in row " << row << ", row " << m;
+          }
+        }
+        EXPECT_EQ(results.size(), 1u) << "row " << row << " of " << M;
+      }
+    }
+  });
+}
+
+/// The kernels that serve what others decline, with whatever shapes those would have served.
+TEST_P(Matmul, ServesExtremeValuesInAllShapes) {
+  const float value = dtype() == DType::float16 ? std::numeric_limits<float>::infinity() : 0x1p-100f;
+  std::vector<CaseShape> shapes;
+  const auto add = [&](std::int64_t M, std::int64_t N, std::int64_t K, std::int64_t group_size) {
+    shapes.push_back({qtype(), dtype(), dtype(), M, N, K, group_size});
+  };
+  for (const std::int64_t M : {1, 2, 3, 4, 5, 6, 7, 8, 12, 14, 24, 33, 49}) {
+    for (const std::int64_t K : {1, 3, 15, 17, 31, 33, 63, 65, 127, 129, 2115}) add(M, 34, K, 0);
+    for (const std::int64_t N : {1, 3, 5, 13, 17, 36, 65, 68}) {
+      add(M, N, 67, 0);
+      if (!is_affine(qtype())) continue;
+      for (const std::int64_t group_size : {32, 64, 96, 128}) add(M, N, 3 * group_size, group_size);
+    }
+  }
+  for_each_isa([&] {
+    for (const CaseShape& s : shapes) {
+      MatmulCase c(s);
+      store_float(c.x_data(), dtype(), s.M * s.K - 1, value);
       c.run();
-      EXPECT_EQ(check_matmul(c.x(), c.w(), c.bias(), c.y()), "") << "2^" << exponent;
+      ActivationView finite = c.x();
+      if (!std::isfinite(value)) --finite.rows;
+      EXPECT_EQ(check_matmul(finite, c.w(), c.bias(), c.y()), "")
+          << describe(s) << " by " << matmul_kernel_name(c.x(), c.w(), true);
+      const AtPageStart place;
+      MatmulCase moved(s);
+      store_float(moved.x_data(), dtype(), s.M * s.K - 1, value);
+      moved.run();
+      EXPECT_EQ(bytes_without_row(moved.result(), s.M, s.M - 1), bytes_without_row(c.result(), s.M, s.M - 1))
+          << describe(s) << " after a guarded page";
     }
   });
 }
 
 TEST_P(Matmul, RunsTheKernelsOfTheForcedInstructionSetOrBelow) {
-  for_each_isa([&](const IsaInfo& isa) {
+  for_each_isa([&] {
     MatmulCase c(shape(1, 64, 128));
     const std::string name = matmul_kernel_name(c.x(), c.w());
     const auto served_by = name.substr(0, name.find('/'));
     bool at_or_below = false;
-    for (const IsaInfo& other : isas()) at_or_below |= other.isa <= isa.isa && other.name == served_by;
+    for (const IsaInfo& other : isas()) at_or_below |= other.isa <= active_isa() && other.name == served_by;
     EXPECT_TRUE(at_or_below) << name;
   });
 }
@@ -332,7 +423,7 @@ void expect_fast_kernel(const std::string& name, std::int64_t M, std::int64_t N,
 }
 
 TEST(MatmulKernels, GroupsOfAnyMultipleOf32RunOnFastKernels) {
-  for_each_isa([](const IsaInfo&) {
+  for_each_isa([] {
     for (const QType qtype : {QType::qint2, QType::qint4}) {
       for (const std::int64_t group_size : {0, 32, 64, 96, 128, 160, 192, 224, 256}) {
         for (const std::int64_t N : {63, 64, 66}) {
@@ -348,7 +439,7 @@ TEST(MatmulKernels, GroupsOfAnyMultipleOf32RunOnFastKernels) {
 }
 
 TEST(MatmulKernels, ChannelsThatStraddleFieldsRunOnFastKernels) {
-  for_each_isa([](const IsaInfo&) {
+  for_each_isa([] {
     for (const QType qtype : {QType::qint2, QType::qint4}) {
       for (const std::int64_t group_size : {0, 32, 96, 128}) {
         for (const std::int64_t M : {1, 3, 8, 14, 30}) {
@@ -370,8 +461,8 @@ TEST(MatmulKernels, ChannelsThatStraddleFieldsRunOnFastKernels) {
 }
 
 TEST(MatmulKernels, FewRowsRunInTilesWhereThereAreSome) {
-  for_each_isa([](const IsaInfo& isa) {
-    if (isa.isa != Isa::avx512_amx) return;
+  for_each_isa([] {
+    if (active_isa() != Isa::avx512_amx) return;
     for (const QType qtype : {QType::qint2, QType::qint4, QType::qint8, QType::qfloat8_e5m2}) {
       for (const DType dtype : kDTypes) {
         for (const std::int64_t M : {9, 12, 14, 16}) {
@@ -385,7 +476,7 @@ TEST(MatmulKernels, FewRowsRunInTilesWhereThereAreSome) {
 }
 
 TEST(MatmulFloat8, DecodesEveryCode) {
-  for_each_isa([](const IsaInfo&) {
+  for_each_isa([] {
     for (const QType qtype : {QType::qfloat8_e4m3fn, QType::qfloat8_e4m3fnuz, QType::qfloat8_e5m2}) {
       for (const DType dtype : kDTypes) {
         // Rows that kernels block differently. With steps of 3 the codes of NaN lie in the first chunks.
@@ -435,7 +526,7 @@ TEST(MatmulEdges, EmptyShapes) {
 
 /// What a process may use, its threads and its children may use too.
 TEST(MatmulProcess, GivesTheSameBytesInAForkedChild) {
-  for_each_isa([](const IsaInfo&) {
+  for_each_isa([] {
     MatmulCase c({QType::qint4, DType::bfloat16, DType::bfloat16, 40, 130, 256, 64});
     c.run();
     const auto expected = c.result();
@@ -451,9 +542,46 @@ TEST(MatmulProcess, GivesTheSameBytesInAForkedChild) {
   });
 }
 
+/// Whether a call asks for other threads than its own. In a forked child, which keeps its backend for itself.
+bool asks_for_threads(const CaseShape& shape) {
+  static int asked;
+  asked = 0;
+  MatmulCase c(shape);
+  const pid_t child = fork();
+  if (child == 0) {
+    set_parallel_backend({[](std::int64_t size, std::int64_t, ParallelBody body, void* context) {
+                            ++asked;
+                            body(context, 0, size);
+                          },
+                          [] { return 4; }});
+    c.run();
+    _exit(asked);
+  }
+  int status = -1;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status)) << status;
+  return WEXITSTATUS(status) != 0;
+}
+
+/// Waking one costs more than it saves.
+TEST(MatmulProcess, SmallCallsStayOnOneThread) {
+  for_each_isa([] {
+    for (const QType qtype : {QType::qint2, QType::qint4, QType::qint8, QType::qfloat8_e4m3fn}) {
+      for (const DType dtype : kDTypes) {
+        for (const auto& [M, N, K] : {std::tuple{1, 64, 64}, {32, 64, 64}, {4, 128, 256}, {1, 256, 512}}) {
+          EXPECT_FALSE(asks_for_threads({qtype, dtype, dtype, M, N, K})) << M << " x " << N << " x " << K;
+        }
+        for (const auto& [M, N, K] : {std::tuple{1, 1024, 1024}, {64, 256, 256}}) {
+          EXPECT_TRUE(asks_for_threads({qtype, dtype, dtype, M, N, K})) << M << " x " << N << " x " << K;
+        }
+      }
+    }
+  });
+}
+
 TEST(Matmul, AScaleReachesItsOwnChannelOnly) {
   constexpr std::int64_t kChannels = 16, kGroups = 3, kSpoilt = 5;  // groups that end within a chunk
-  for_each_isa([](const IsaInfo&) {
+  for_each_isa([] {
     for (const QType qtype : {QType::qint4, QType::qint2}) {
       for (const DType dtype : {DType::bfloat16, DType::float32}) {
         for (const std::int64_t rows : {1, 3, 8, 20, 70}) {

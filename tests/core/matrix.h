@@ -27,7 +27,7 @@ struct Shape {
 constexpr Shape kShapes[] = {{0, 5},  {5, 0},  {1, 1},  {1, 31},  {2, 7},   {3, 16}, {7, 13},
                              {5, 17}, {6, 32}, {9, 33}, {13, 63}, {31, 65}, {4, 129}};
 
-/// An array of floats of any dtype that ends at a page that may not be touched, or `gap` bytes before it.
+/// An array of floats of any dtype in GuardedBytes.
 class Floats {
  public:
   Floats(DType dtype, std::int64_t count, std::size_t gap = 0)
@@ -83,15 +83,19 @@ inline std::string describe(QType qtype, DType dtype, Axis axis, Shape s) {
          kNames[static_cast<int>(axis)] + " " + std::to_string(s.rows) + "x" + std::to_string(s.cols);
 }
 
-/// body(dtype, axis, shape) for all combinations in which each scale has elements.
+/// body(dtype, axis, shape) for all combinations in which each scale has elements, with guarded pages at either end of
+/// buffers.
 template <class Body>
 void for_each_case(Body body) {
-  for (const DType dtype : kDTypes) {
-    for (const Axis axis : kAxes) {
-      for (const Shape shape : kShapes) {
-        const bool scale_without_elements =
-            shape.rows * shape.cols == 0 && scale_count(axis, shape.rows, shape.cols) > 0;
-        if (!scale_without_elements) body(dtype, axis, shape);
+  for (const bool at_start : {false, true}) {
+    const AtPageStart place(at_start);
+    for (const DType dtype : kDTypes) {
+      for (const Axis axis : kAxes) {
+        for (const Shape shape : kShapes) {
+          const bool scale_without_elements =
+              shape.rows * shape.cols == 0 && scale_count(axis, shape.rows, shape.cols) > 0;
+          if (!scale_without_elements) body(dtype, axis, shape);
+        }
       }
     }
   }

@@ -4,8 +4,14 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cstdio>
+#include <filesystem>
+#include <mutex>
+#include <set>
+#include <string>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -117,6 +123,39 @@ TEST(Parallel, StartsItsThreadsOnce) {
   }
   EXPECT_LE(met.load(), 3);
   set_thread_count(2);
+}
+
+/// No more threads take part in jobs than the width says, which the next test reads.
+TEST(ParallelEnvironment, Width) {
+  std::mutex mutex;
+  std::set<std::thread::id> met;
+  for (int call = 0; call < 50; ++call) {
+    parallel_for(64, 1, [&](std::int64_t, std::int64_t) {
+      std::lock_guard lock(mutex);
+      met.insert(std::this_thread::get_id());
+    });
+  }
+  EXPECT_LE(met.size(), static_cast<std::size_t>(thread_count()));
+  std::printf("width %d\n", thread_count());
+}
+
+/// The width of a process that starts with this value of OMP_NUM_THREADS.
+int width_with(const std::string& threads) {
+  const std::string self = std::filesystem::read_symlink("/proc/self/exe");
+  const std::string command =
+      "OMP_NUM_THREADS='" + threads + "' '" + self + "' --gtest_filter=ParallelEnvironment.Width";
+  FILE* output = popen(command.c_str(), "r");
+  if (output == nullptr) return -1;
+  int width = -1;
+  for (char line[256]; std::fgets(line, sizeof(line), output) != nullptr;) std::sscanf(line, "width %d", &width);
+  return pclose(output) == 0 ? width : -1;
+}
+
+TEST(ParallelEnvironment, OmpNumThreadsIsObeyed) {
+  for (const int threads : {1, 2, 3, 7}) EXPECT_EQ(width_with(std::to_string(threads)), threads);
+  EXPECT_EQ(width_with("3,2"), 3);  // of nested regions, as OpenMP reads it
+  const int all = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  for (const char* without_meaning : {"", "0", "-2", "many"}) EXPECT_EQ(width_with(without_meaning), all);
 }
 
 TEST(Parallel, WaitsForJobsAwakeAndAsleep) {
