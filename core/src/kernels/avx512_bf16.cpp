@@ -1,6 +1,6 @@
-// AVX-512 with VBMI and BF16: bfloat16 activations meet codes in dot product instructions, as do one or two
-// rows of float16 ones with packed codes, and few rows of other activations meet float8 codes that are looked up. All
-// other cells are left to the kernels of AVX-512.
+// AVX-512 with VBMI, VNNI and BF16: bfloat16 activations meet codes in dot product instructions, as do one or two rows
+// of float16 ones with packed codes, and int8 ones those of integer weights; up to kMostLaneRows rows of other
+// activations meet float8 codes that are looked up. All other cells are left to the kernels of AVX-512.
 #include "kernels/bf16_codes-inl.h"
 #include "kernels/bf16_columns-inl.h"
 #include "kernels/bf16_steps-inl.h"

@@ -62,7 +62,7 @@ constexpr std::int64_t kMaxInt8Group = (std::int64_t{1} << 17) - 1;
 /// One way to multiply. `run` computes units [begin, end) of `unit_count`; units write disjoint parts of y, and the
 /// bytes they write do not depend on the partition, so any thread may take any unit.
 struct MatmulKernel {
-  const char* name;                                   ///< the regime: "few_rows", "panel", "reference"
+  const char* name;                                   ///< the regime: "few_rows", "pair_lanes", "panel", "rows", ...
   bool (*supports)(const MatmulArgs&);                ///< whether it serves this shape; decides the seams in M
   std::size_t (*workspace_bytes)(const MatmulArgs&);  ///< for prepared activations
   void (*prepare)(const MatmulArgs&, std::int64_t m_begin, std::int64_t m_end);  ///< fills the workspace by rows of x
