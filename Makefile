@@ -2,7 +2,7 @@
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
-.PHONY: help setup build test lint demo examples bench sanitize clean
+.PHONY: help setup build test kernels lint demo examples bench sanitize clean
 
 python := .venv/bin/python
 cmake := .venv/bin/cmake
@@ -30,6 +30,11 @@ build/python.stamp: $(native_sources)
 
 test: build ## build and run all tests
 	@scripts/test.sh
+
+kernels: ## write the tables of which kernels run, tests/cli/kernels, anew
+	@$(cmake) --preset dev > build/configure.log || (cat build/configure.log; false)
+	@$(cmake) --build --preset dev -j $(jobs) --target quanto
+	@$(cmake) -DQUANTO=build/dev/cli/quanto -DWRITE=ON -P tests/cli/kernels.cmake
 
 lint: build ## formatting, static analysis and types
 	@scripts/lint.sh
