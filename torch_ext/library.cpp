@@ -214,24 +214,23 @@ Tensor as_contiguous(Tensor t) { return t.is_contiguous() ? std::move(t) : torch
 
 namespace {
 
-/// The stride between rows if all leading dimensions can be walked with a single one.
+/// The stride between rows if all leading dimensions can be walked with a single one; 0 where they are one row.
 std::optional<std::int64_t> row_stride(const Tensor& t) {
   const auto sizes = t.sizes(), strides = t.strides();
   const std::size_t last = sizes.size() - 1;
   if (sizes[last] > 1 && strides[last] != 1) return std::nullopt;
-  std::int64_t stride = 0;
+  std::optional<std::int64_t> stride;
   std::int64_t expected = 0;
   for (std::size_t d = last; d-- > 0;) {
     if (sizes[d] == 1) continue;
-    if (expected == 0) {
+    if (!stride.has_value()) {
       stride = strides[d];
     } else if (strides[d] != expected) {
       return std::nullopt;
     }
     expected = strides[d] * sizes[d];
-    if (expected <= 0) return std::nullopt;
   }
-  return stride == 0 ? sizes[last] : stride;
+  return stride.value_or(sizes[last]);
 }
 
 }  // namespace
