@@ -13,6 +13,7 @@ from optimum.quanto import (
     QConv2d,
     coverage,
     freeze,
+    ops,
     quantization_map,
     quantize,
     quantize_activation,
@@ -104,12 +105,27 @@ def test_many_positions_run_the_kernels_where_torch_has_none(qtype_name, dtype, 
 
 def test_kernels_of_one_tap_run_for_any_number_of_positions(monkeypatch):
     walk = conv_ops.ConvWalk((1, 1), (0, 0, 0, 0), (1, 1))
-    monkeypatch.setattr(conv_ops, "_READ_PLANES", True)
+    monkeypatch.setattr(conv_ops, "active_isa", lambda: "avx2")
     assert conv_ops.runs_kernels(walk, 1 << 20, (16, 8, 1, 1), torch.float32)
     assert not conv_ops.runs_kernels(walk, 1 << 20, (16, 8, 1, 3), torch.float32)
     assert not conv_ops.runs_kernels(walk._replace(stride=(2, 2)), 1 << 20, (16, 8, 1, 1), torch.float32)
-    monkeypatch.setattr(conv_ops, "_READ_PLANES", False)
+    monkeypatch.setattr(conv_ops, "active_isa", lambda: "avx512_amx")
     assert not conv_ops.runs_kernels(walk, 1 << 20, (16, 8, 1, 1), torch.float32)
+
+
+def test_the_way_that_is_faster_follows_the_instruction_set(monkeypatch):
+    monkeypatch.setattr(conv_ops, "_WITHOUT_KERNELS", frozenset())
+    walk = conv_ops.ConvWalk((1, 1), (0, 0, 0, 0), (1, 1))
+    way = {}
+    for isa in (isa["name"] for isa in ops.isas() if isa["supported"]):
+        ops.force_isa(isa)
+        try:
+            one_tap = conv_ops.runs_kernels(walk, 1 << 20, (16, 8, 1, 1), torch.float32)
+            way[isa] = (one_tap, conv_ops.runs_kernels(walk, 512, (128, 8, 3, 3), torch.bfloat16))
+        finally:
+            ops.force_isa("")
+    dots = ("avx512_bf16",)
+    assert way == {isa: (isa in ("avx2", "avx512", *dots), isa in dots) for isa in way}
 
 
 OPTIONS = [

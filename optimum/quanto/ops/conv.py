@@ -41,11 +41,15 @@ class ConvWalk(NamedTuple):
 _FEW_POSITIONS = 64
 """Output positions for which a decoded weight is never worth its memory."""
 
-_READ_PLANES = active_isa() in ("avx2", "avx512", "avx512_bf16")
-"""Whether the kernels multiply many positions without patches as a matrix."""
 
-_POSITIONS_PER_FILTER = {torch.bfloat16: 4 if active_isa() == "avx512_bf16" else 1}
-"""Up to how many output positions for each filter the kernels are the faster way, where not 1."""
+def _reads_planes() -> bool:
+    """Whether the kernels multiply many positions without patches as a matrix."""
+    return active_isa() in ("avx2", "avx512", "avx512_bf16")
+
+
+def _positions_per_filter(dtype: torch.dtype) -> int:
+    """Up to how many output positions for each filter the kernels are the faster way."""
+    return 4 if dtype == torch.bfloat16 and active_isa() == "avx512_bf16" else 1
 
 
 def _dtypes_without_kernels() -> frozenset[torch.dtype]:
@@ -75,9 +79,9 @@ def runs_kernels(walk: ConvWalk, positions: int, weight: Sequence[int], dtype: t
     filters, taps = weight[0], math.prod(weight[2:])
     if walk.groups != 1:
         return False
-    if dtype in _WITHOUT_KERNELS or positions <= max(_FEW_POSITIONS, filters * _POSITIONS_PER_FILTER.get(dtype, 1)):
+    if dtype in _WITHOUT_KERNELS or positions <= max(_FEW_POSITIONS, filters * _positions_per_filter(dtype)):
         return True
-    return _READ_PLANES and taps == 1 and max(walk.stride) == 1 and max(walk.padding) == 0
+    return _reads_planes() and taps == 1 and max(walk.stride) == 1 and max(walk.padding) == 0
 
 
 class PackedLayout(NamedTuple):

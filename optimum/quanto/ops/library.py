@@ -66,9 +66,16 @@ def isas() -> list[dict[str, Any]]:
     return list(json.loads(_text(_functions().quanto_isas_json())))
 
 
+_active_isa: str | None = None
+"""What the library said since the last `force_isa`: a value that traced code may ask for."""
+
+
 def active_isa() -> str:
     """Name of the instruction set whose kernels run."""
-    return _text(_functions().quanto_active_isa())
+    global _active_isa
+    if _active_isa is None:
+        _active_isa = _text(_functions().quanto_active_isa())
+    return _active_isa
 
 
 def force_isa(name: str) -> None:
@@ -77,8 +84,11 @@ def force_isa(name: str) -> None:
     Raises:
         ValueError: the name is unknown or this machine does not support it.
     """
+    global _active_isa
     if _functions().quanto_force_isa(name.encode()) != 0:
         raise ValueError(_functions().quanto_last_error().decode())
+    _active_isa = None
+    active_isa()
 
 
 def release_recurring_memory() -> None:
@@ -108,3 +118,4 @@ def kernel_name(
 
 
 torch.ops.load_library(str(library_path()))
+active_isa()
