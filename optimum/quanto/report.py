@@ -1,6 +1,7 @@
 """What became of each module of a quantized model."""
 
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ __all__ = ["Coverage", "CoverageRow", "coverage"]
 
 _LARGE_FLOAT_SHARE = 0.5
 _FEW_ROWS, _MANY_ROWS = 1, 512
+_ROWS = (*range(2, 65), 128, 256, _MANY_ROWS)
+"""Between two of them kernels change at most once."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class CoverageRow:
         quantized: whether its weight is stored quantized.
         kernel: what its forward runs on this machine for a single row of activations, or how it gets by without.
         kernel_many_rows: the same for many rows, 512 of them.
+        kernels: from how many rows on which of them runs, in pairs of both.
         reason: why it was left float, or empty.
         excluded: whether the user's patterns are that reason.
         shared_with: the module whose tensor its weight is, which counts its bytes, or empty.
@@ -48,6 +52,7 @@ class CoverageRow:
     quantized: bool
     kernel: str
     kernel_many_rows: str
+    kernels: tuple[tuple[int, str], ...]
     reason: str
     excluded: bool
     shared_with: str
@@ -56,8 +61,9 @@ class CoverageRow:
     def remark(self) -> str:
         """What the table says of the module: its kernels, or why there are none."""
         parts = [self.reason or self.kernel]
-        if self.kernel_many_rows != self.kernel:
-            parts.append(f"many rows: {self.kernel_many_rows}")
+        for (_, previous), (rows, kernel) in pairwise(self.kernels):
+            same_types = previous.rpartition("/")[0] == kernel.rpartition("/")[0]
+            parts.append(f"from {rows} rows: {kernel.rpartition('/')[2] if same_types else kernel}")
         if self.shared_with:
             parts.append(f"shares the bytes of {self.shared_with}")
         return "; ".join(part for part in parts if part)
@@ -144,12 +150,28 @@ def _reason(module: torch.nn.Module) -> str:
     return not_asked_for or reason_left_float(module, embeddings=True) or reason_left_float(module) or "not quantized"
 
 
+def _kernels(module: QModuleMixin) -> tuple[tuple[int, str], ...]:
+    """From how many rows on a module runs which kernel."""
+    found = [(_FEW_ROWS, module.kernel(_FEW_ROWS))]
+    low = _FEW_ROWS
+    for rows in _ROWS:
+        kernel = module.kernel(rows)
+        if kernel != found[-1][1]:
+            first = rows
+            while first - low > 1:
+                middle = (low + first) // 2
+                low, first = (low, middle) if module.kernel(middle) == kernel else (middle, first)
+            found.append((first, kernel))
+        low = rows
+    return tuple(found)
+
+
 def _row(name: str, module: torch.nn.Module, parameters: list[torch.Tensor], shared_with: str) -> CoverageRow:
     weight = getattr(module, "weight", None)
     weight = weight if isinstance(weight, torch.Tensor) else next(module.parameters(recurse=False))
     quantized = isinstance(weight, QTensor)
     activations = (module.activation_qtype or module.dynamic_qtype) if isinstance(module, QModuleMixin) else None
-    has_kernel = quantized and isinstance(module, QModuleMixin)
+    kernels = _kernels(module) if quantized and isinstance(module, QModuleMixin) else ()
     return CoverageRow(
         name=name,
         kind=type(module).__name__,
@@ -159,8 +181,9 @@ def _row(name: str, module: torch.nn.Module, parameters: list[torch.Tensor], sha
         float_bytes=sum(p.numel() * p.element_size() for p in parameters),
         elements=sum(p.numel() for p in parameters),
         quantized=quantized,
-        kernel=module.kernel(_FEW_ROWS) if has_kernel else "",  # type: ignore[operator]
-        kernel_many_rows=module.kernel(_MANY_ROWS) if has_kernel else "",  # type: ignore[operator]
+        kernel=kernels[0][1] if kernels else "",
+        kernel_many_rows=kernels[-1][1] if kernels else "",
+        kernels=kernels,
         reason="" if quantized else _reason(module),
         excluded=not quantized and reason_not_asked_for(module) is not None,
         shared_with=shared_with,

@@ -90,6 +90,22 @@ def test_the_table(model):
     assert last == "0.000 MB, 0.000 MB as floats; 0.0% of the parameters are float"
 
 
+@pytest.mark.parametrize("isa", [isa["name"] for isa in ops.isas() if isa["supported"]])
+def test_kernels_of_all_numbers_of_rows(model, isa, monkeypatch):
+    monkeypatch.setattr(ops.conv, "_WITHOUT_KERNELS", frozenset())
+    freeze(model)
+    ops.force_isa(isa)
+    try:
+        for name in ("first", "conv"):
+            kernels = [model.get_submodule(name).kernel(rows) for rows in range(1, 513)]
+            seams = [rows for rows in range(1, 513) if rows == 1 or kernels[rows - 1] != kernels[rows - 2]]
+            row = rows_of(model)[name]
+            assert row.kernels == tuple((rows, kernels[rows - 1]) for rows in seams)
+            assert row.remark.count("; from ") == len(seams) - 1
+    finally:
+        ops.force_isa("")
+
+
 def test_shared_tensors_count_once():
     net = torch.nn.Sequential(torch.nn.Embedding(7, 8), torch.nn.Linear(8, 7, bias=False))
     net[1].weight = net[0].weight
@@ -107,6 +123,7 @@ def test_data_that_json_takes(model):
     row = {row["name"]: row for row in data["rows"]}["first"]
     assert (row["kind"], row["weights"], row["activations"], row["quantized"]) == ("QLinear", "qint4", "none", True)
     assert row["kernel"].split("/")[3] != row["kernel_many_rows"].split("/")[3]
+    assert [row["kernels"][0], row["kernels"][-1][1]] == [[1, row["kernel"]], row["kernel_many_rows"]]
     assert row["float_bytes"] == 2 * (160 * 48 + 48)
 
 
