@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optimum.quanto import QLinear, freeze, qfloat8, qint4, qint8, quantize
+from optimum.quanto import Calibration, QLinear, freeze, qfloat8, qint2, qint4, qint8, quantize
 
 
 class _Operators(TorchDispatchMode):
@@ -19,6 +19,10 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+def _kind(weights: Any) -> str:
+    return "qbits" if weights in (qint4, qint2) else "qbytes"
 
 
 def _python_calls(function: Any) -> list[str]:
@@ -33,8 +37,8 @@ def _python_calls(function: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("weights", [qint8, qint4, qfloat8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("weights", [qint8, qint4, qint2, qfloat8])
 class TestFrozenLinear:
     @pytest.fixture
     def layer(self, weights: Any, dtype: torch.dtype, bias: bool) -> torch.nn.Module:
@@ -48,7 +52,7 @@ class TestFrozenLinear:
         for grad in (False, True):
             with torch.set_grad_enabled(grad), _Operators() as operators:
                 layer(x)
-            assert operators.names == [f"quanto.linear_{'qbits' if weights == qint4 else 'qbytes'}.default"]
+            assert operators.names == [f"quanto.linear_{_kind(weights)}.default"]
 
     def test_enters_few_python_functions(self, layer: torch.nn.Module, dtype: torch.dtype) -> None:
         x = torch.randn(1, 64, dtype=dtype)
@@ -73,6 +77,24 @@ class TestFrozenLinear:
         layer.weight = other[0].weight
         layer.bias = None
         assert torch.equal(layer(x), torch.nn.functional.linear(x, other[0].weight))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("weights", [qint8, qint4, qint2])
+def test_int8_activations_run_two_operators(weights: Any, dtype: torch.dtype) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64, dtype=dtype))
+    quantize(model, weights=weights, activations=qint8)
+    x = torch.randn(1, 64, dtype=dtype)
+    with Calibration():
+        model(x)
+    freeze(model)
+    model[0].disable_output_quantization()
+    with torch.no_grad():
+        with _Operators() as operators:
+            model[0](x)
+        calls = _python_calls(lambda: model[0](x))
+    assert operators.names == ["quanto.quantize_symmetric.default", f"quanto.linear_codes_{_kind(weights)}.default"]
+    assert len(calls) <= 16, calls
 
 
 def _mapping_flags(address: int) -> list[str]:
