@@ -50,11 +50,19 @@ struct PanelUnit {
   }
 };
 
+/// Zero or between 2^-40 and 2^40. A sum of integers times two such factors is zero or between 2^-80 and 2^111, and
+/// what it and a third one add up to is zero or at least 2^-65: normal numbers.
+inline bool is_moderate(float v) {
+  const float size = v < 0.0f ? -v : v;
+  return size == 0.0f || (size >= 0x1p-40f && size <= 0x1p40f);
+}
+
 /// What turns the sums of a unit's channels into results. Missing scales are 1, missing biases -0, which change
 /// nothing.
 template <std::int64_t kChannels>
 struct ChannelFactors {
   float scale[kChannels], bias[kChannels];
+  bool moderate = true;  ///< whether all of them are
 
   /// `scaled`: the sums have been multiplied by their scales.
   ChannelFactors(const MatmulArgs& a, std::int64_t n, std::int64_t channels, bool scaled) {
@@ -62,6 +70,7 @@ struct ChannelFactors {
       const bool exists = c < channels;
       scale[c] = exists && !scaled ? channel_scale(a, n + c) : 1.0f;
       bias[c] = exists && a.bias != nullptr ? load_float(a.bias, a.y_dtype, n + c) : -0.0f;
+      moderate &= is_moderate(scale[c]) && is_moderate(bias[c]);
     }
   }
 };
@@ -119,8 +128,9 @@ inline void store_square(char* y, std::int64_t apart, const Row (&square)[kLanes
 /// Stores the results of some rows of a unit from their sums, those of a channel kApart floats after the one before. A
 /// square of rows and channels at a time, transposed: sums lie channel by channel, results row by row. 16-bit results
 /// are rounded first, so that there is half as much to transpose. `kScaled`: all scales of channels are 1; `kOfRows`:
-/// rows have scales of their own.
-template <DType kDType, class Sum, std::int64_t kApart, bool kScaled, bool kOfRows, std::int64_t kChannels>
+/// rows have scales of their own; `kNormal`: results are zero or normal numbers, and bfloat16.
+template <DType kDType, class Sum, std::int64_t kApart, bool kScaled, bool kOfRows, bool kNormal = false,
+          std::int64_t kChannels>
 inline void store_rows_as(const MatmulArgs& a, const ChannelFactors<kChannels>& f, std::int64_t n,
                           std::int64_t channels, std::int64_t m, std::int64_t rows, const float* sums) {
   static_assert(kChannels % kLanes == 0);
@@ -141,6 +151,16 @@ inline void store_rows_as(const MatmulArgs& a, const ChannelFactors<kChannels>& 
         QUANTO_UNROLL for (int i = 0; i < kLanes; ++i) square[i] = (BitLanes)result(i);
         transpose(square);
         store_square(y, a.N * kSize, square, count, chunk);
+#if defined(__AVX512BF16__)
+      } else if constexpr (kNormal) {
+        __m512i apart[kLanes / 2];
+        QUANTO_UNROLL for (int i = 0; i < kLanes / 2; ++i) {
+          apart[i] = (__m512i)_mm512_cvtne2ps_pbh((__m512)result(i + kLanes / 2), (__m512)result(i));
+        }
+        WordLanes of_row[kLanes];
+        transpose_words_apart(apart, of_row);
+        store_square(y, a.N * kSize, of_row, count, chunk);
+#endif
       } else {
         BitLanes pairs[kLanes / 2];
         QUANTO_UNROLL for (int i = 0; i < kLanes / 2; ++i) {
@@ -154,14 +174,38 @@ inline void store_rows_as(const MatmulArgs& a, const ChannelFactors<kChannels>& 
   }
 }
 
+template <class Sum>
+constexpr bool kIsInteger = false;
+template <>
+constexpr bool kIsInteger<IntLanes> = true;
+
 template <DType kType>
 struct OutputDType {
   static constexpr DType kDType = kType;
 };
 
+#if defined(__AVX512BF16__)
+/// Whether the instruction that takes subnormal numbers for zeros rounds the results of sums of integers right.
+template <std::int64_t kChannels>
+inline bool gives_normal_numbers(const MatmulArgs& a, const ChannelFactors<kChannels>& f, std::int64_t m,
+                                 std::int64_t rows) {
+  if (a.y_dtype != DType::bfloat16 || a.row_scale == nullptr || !f.moderate) return false;
+  bool moderate = true;
+  for (std::int64_t i = 0; i < (a.row_scale_step == 0 ? 1 : rows); ++i) moderate &= is_moderate(row_scale(a, m + i));
+  return moderate;
+}
+#endif
+
 template <class Sum, std::int64_t kApart, bool kScaled, std::int64_t kChannels>
 inline void store_rows(const MatmulArgs& a, const ChannelFactors<kChannels>& f, std::int64_t n, std::int64_t channels,
                        std::int64_t m, std::int64_t rows, const float* sums) {
+#if defined(__AVX512BF16__)
+  if constexpr (kIsInteger<Sum>) {
+    if (gives_normal_numbers(a, f, m, rows)) {
+      return store_rows_as<DType::bfloat16, Sum, kApart, kScaled, true, true>(a, f, n, channels, m, rows, sums);
+    }
+  }
+#endif
   const auto store_as = [&](auto dtype) {
     constexpr DType kDType = decltype(dtype)::kDType;
     if (a.row_scale != nullptr) {

@@ -67,6 +67,29 @@ inline void transpose_words(const BitLanes (&pairs)[kLanes / 2], WordLanes (&row
     rows[12 + k] = (WordLanes)_mm512_extracti64x4_epi64(b, 1);
   }
 }
+
+/// The same of vectors that hold the words of two columns, 8 apart, one after the other.
+inline void transpose_words_apart(const __m512i (&columns)[kLanes / 2], WordLanes (&rows)[kLanes]) {
+  __m512i t[8], u[8];
+  for (int i = 0; i < 8; i += 2) {  // rows 0 to 3, then 4 to 7, and those 8 further, of two columns
+    t[i] = _mm512_unpacklo_epi16(columns[i], columns[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi16(columns[i], columns[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {  // u[i + k]: rows 2 * k and 2 * k + 1, and those 8 further, of four columns
+    u[i] = _mm512_unpacklo_epi32(t[i], t[i + 2]);
+    u[i + 1] = _mm512_unpackhi_epi32(t[i], t[i + 2]);
+    u[i + 2] = _mm512_unpacklo_epi32(t[i + 1], t[i + 3]);
+    u[i + 3] = _mm512_unpackhi_epi32(t[i + 1], t[i + 3]);
+  }
+  for (int k = 0; k < 4; ++k) {
+    const __m512i even = _mm512_unpacklo_epi64(u[k], u[4 + k]), odd = _mm512_unpackhi_epi64(u[k], u[4 + k]);
+    const __m512i a = _mm512_shuffle_i64x2(even, even, 0xd8), b = _mm512_shuffle_i64x2(odd, odd, 0xd8);
+    rows[2 * k] = (WordLanes)_mm512_castsi512_si256(a);
+    rows[2 * k + 8] = (WordLanes)_mm512_extracti64x4_epi64(a, 1);
+    rows[2 * k + 1] = (WordLanes)_mm512_castsi512_si256(b);
+    rows[2 * k + 9] = (WordLanes)_mm512_extracti64x4_epi64(b, 1);
+  }
+}
 #elif defined(__AVX2__)
 /// What a square is transposed from: of rows k and k + 4 in the two halves of vector k, four vectors of lanes.
 inline void transpose_4x8(const BitLanes* lanes, __m256i (&out)[4]) {
