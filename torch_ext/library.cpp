@@ -52,6 +52,14 @@ STABLE_TORCH_LIBRARY(quanto, m) {
   m.def(
       "linear_codes_qbits(Tensor input, Tensor input_scale, Tensor data, Tensor scale, Tensor shift, int bits, "
       "int group_size, int out_features, Tensor? bias, ScalarType dtype) -> Tensor");
+  // Activations that are quantized to `dtype` on the way, with that scale or one for each row; results have the dtype
+  // of the weight's scales.
+  m.def(
+      "linear_quantizing_qbytes(Tensor input, ScalarType dtype, Tensor? input_scale, Tensor data, Tensor scale, "
+      "Tensor? bias) -> Tensor");
+  m.def(
+      "linear_quantizing_qbits(Tensor input, ScalarType dtype, Tensor? input_scale, Tensor data, Tensor scale, "
+      "Tensor shift, int bits, int group_size, int out_features, Tensor? bias) -> Tensor");
   // padding: before and after each spatial dimension in turn.
   m.def(
       "conv_qbytes(Tensor input, Tensor data, Tensor scale, Tensor? bias, int[] stride, int[] padding, int[] dilation, "

@@ -61,6 +61,26 @@ Tensor linear_of_codes(const char* op, const Tensor& input, const std::optional<
   return out;
 }
 
+/// Activations that are quantized on the way, with a single scale or with one for each row.
+Tensor linear_quantizing(const char* op, const Tensor& input, ScalarType code_dtype,
+                         const std::optional<Tensor>& input_scale, const WeightTensors& w,
+                         const std::optional<Tensor>& bias) {
+  const LinearShape shape = linear_shape(op, input, w.view);
+  QuantizingView x{
+      .values = {shape.rows.tensor.const_data_ptr(), float_dtype(op, "input", input), shape.count, shape.rows.stride},
+      .qtype = code_qtype(op, "dtype", code_dtype)};
+  if (input_scale.has_value()) {
+    if (input_scale->dim() != 0) fail_value(op, "input_scale", shape_text(*input_scale), "a scalar");
+    x.scale_dtype = float_dtype(op, "input_scale", *input_scale);
+    x.scale = input_scale->const_data_ptr();
+  }
+  const ScalarType dtype = w.scale.scalar_type();
+  const auto b = bias_tensor(op, bias, w.view.out_features, dtype);
+  Tensor out = empty(shape.out_sizes, dtype);
+  matmul_quantizing(x, w.view, data_or_null(b), w.view.scale_dtype, out.mutable_data_ptr());
+  return out;
+}
+
 WeightTensors matrix_weight(const char* op, const char* what, Tensor data, Tensor scale) {
   if (data.dim() != 2) fail(op, what, shape_text(data), "2 dimensions");
   return qbytes_weight(op, std::move(data), std::move(scale));
@@ -101,6 +121,22 @@ Tensor linear_codes_qbits_op(Tensor input, Tensor input_scale, Tensor data, Tens
   return linear_of_codes(kOp, input, input_scale, w.view, bias, dtype);
 }
 
+Tensor linear_quantizing_qbytes_op(Tensor input, ScalarType dtype, std::optional<Tensor> input_scale, Tensor data,
+                                   Tensor scale, std::optional<Tensor> bias) {
+  constexpr const char* kOp = "linear_quantizing_qbytes";
+  const WeightTensors w = matrix_weight(kOp, "data", std::move(data), std::move(scale));
+  return linear_quantizing(kOp, input, dtype, input_scale, w, bias);
+}
+
+Tensor linear_quantizing_qbits_op(Tensor input, ScalarType dtype, std::optional<Tensor> input_scale, Tensor data,
+                                  Tensor scale, Tensor shift, std::int64_t bits, std::int64_t group_size,
+                                  std::int64_t out_features, std::optional<Tensor> bias) {
+  constexpr const char* kOp = "linear_quantizing_qbits";
+  const WeightTensors w = qbits_weight(kOp, std::move(data), std::move(scale), std::move(shift), bits, group_size,
+                                       out_features, in_features(kOp, input));
+  return linear_quantizing(kOp, input, dtype, input_scale, w, bias);
+}
+
 /// The product in the dtype of the scales. Activations are floats, or codes whose scale is already part of `scales`.
 Tensor qbytes_mm_op(Tensor A, Tensor B, Tensor scales) {
   constexpr const char* kOp = "qbytes_mm";
@@ -120,5 +156,7 @@ STABLE_TORCH_LIBRARY_IMPL(quanto, CPU, m) {
   m.impl("linear_qbits", TORCH_BOX(&linear_qbits_op));
   m.impl("linear_codes_qbytes", TORCH_BOX(&linear_codes_qbytes_op));
   m.impl("linear_codes_qbits", TORCH_BOX(&linear_codes_qbits_op));
+  m.impl("linear_quantizing_qbytes", TORCH_BOX(&linear_quantizing_qbytes_op));
+  m.impl("linear_quantizing_qbits", TORCH_BOX(&linear_quantizing_qbits_op));
   m.impl("qbytes_mm", TORCH_BOX(&qbytes_mm_op));
 }

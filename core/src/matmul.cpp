@@ -11,6 +11,7 @@
 #include "float_io.h"
 #include "kernels/registry.h"
 #include "planes.h"
+#include "quantized_rows.h"
 #include "quanto/isa.h"
 #include "quanto/pack.h"
 #include "quanto/parallel.h"
@@ -127,11 +128,39 @@ void fill_with_bias(const MatmulArgs& args) {
   }
 }
 
-/// `shared`: memory of several calls for their workspaces, or null.
+/// x as if row 0 came first, where it begins with row `begin`: what kernels that read rows from there on are given.
+const void* before_rows(const void* rows, std::int64_t begin, std::size_t row_bytes) {
+  return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(rows) -
+                                       static_cast<std::uintptr_t>(begin) * row_bytes);
+}
+
+/// Lets the kernel prepare rows [begin, end) that are quantized just before, as many at a time as stay in the L1 or L2
+/// cache until they are read.
+void quantize_and_prepare(const MatmulKernel& kernel, const MatmulArgs& args, QuantizedRows& rows, std::int64_t begin,
+                          std::int64_t end) {
+  MatmulArgs some = args;
+  some.x_stride = args.K;
+  for (std::int64_t m = begin; m < end; m += kernels::kPreparedTogether) {
+    const std::int64_t m_end = std::min(end, m + kernels::kPreparedTogether);
+    void* made = thread_buffer(static_cast<std::size_t>(m_end - m) * rows.row_bytes());
+    rows.make(m, m_end, made);
+    some.x = before_rows(made, m, rows.row_bytes());
+    kernel.prepare(some, m, m_end);
+  }
+}
+
+/// `rows`: what x is made of, if it is not there yet. `shared`: memory of several calls for their workspaces, or null.
 /// False, with nothing written, if x lies in planes and the kernel that serves its values does not take them.
-bool run(const kernels::Choice& choice, MatmulArgs& args, GrowingBuffer* shared = nullptr) {
+bool run(const kernels::Choice& choice, MatmulArgs& args, QuantizedRows* rows, GrowingBuffer* shared = nullptr) {
   const MatmulKernel& kernel = *choice.kernel;
   if (args.planes != nullptr && !kernel.takes_planes) return false;
+  Buffer made;
+  if (rows != nullptr && (args.M <= kBlockRows || !kernel.prepares_blocks)) {
+    made = rows->make_all();
+    args.x = made.get();
+    args.x_stride = args.K;
+    rows = nullptr;
+  }
   const Workspace workspace(kernel.workspace_bytes(args), shared);
   args.workspace = workspace.data();
   const bool serial = args.N <= kSerialWeights / args.K && args.M * args.N <= serial_operations(choice.isa) / args.K;
@@ -139,11 +168,13 @@ bool run(const kernels::Choice& choice, MatmulArgs& args, GrowingBuffer* shared 
   const std::int64_t block = args.M > kBlockRows ? kBlockRows : 1, blocks = (args.M + block - 1) / block;
   parallel_for(blocks, serial ? blocks : std::max<std::int64_t>(1, (1 << 16) / args.K / block),
                [&](std::int64_t begin, std::int64_t end) {
-                 kernel.prepare(args, begin * block, std::min(args.M, end * block));
+                 const std::int64_t m = begin * block, m_end = std::min(args.M, end * block);
+                 if (rows != nullptr) return quantize_and_prepare(kernel, args, *rows, m, m_end);
+                 kernel.prepare(args, m, m_end);
                });
   if (kernel.serves_values != nullptr && !kernel.serves_values(args)) {
     args.special_values = true;
-    return run(kernels::choose_matmul(args), args, shared);
+    return run(kernels::choose_matmul(args), args, rows, shared);
   }
   const std::int64_t units = kernel.unit_count(args);
   const std::size_t scratch = kernel.scratch_bytes(args);
@@ -152,10 +183,10 @@ bool run(const kernels::Choice& choice, MatmulArgs& args, GrowingBuffer* shared 
   return true;
 }
 
-void run_chosen(MatmulArgs& args) {
+void run_chosen(MatmulArgs& args, QuantizedRows* rows = nullptr) {
   if (args.M == 0 || args.N == 0) return;
   if (args.K == 0) return fill_with_bias(args);
-  run(kernels::choose_matmul(args), args);
+  run(kernels::choose_matmul(args), args, rows);
 }
 
 /// The scales of the rows as float32: one for each, or a single one.
@@ -231,6 +262,20 @@ void matmul_codes(const CodesView& x, const WeightView& w, const void* bias, DTy
   run_chosen(args);
 }
 
+void matmul_quantizing(const QuantizingView& x, const WeightView& w, const void* bias, DType dtype, void* y) {
+  check_symmetric("matmul", x.qtype);
+  check_weight(w);
+  check_rows(x.values.rows, x.values.row_stride, w);
+  MatmulArgs args = complete(CodesView{nullptr, x.qtype, x.values.rows, 0}, w);
+  QuantizedRows rows(x, args.K, !args.x_is_int8);
+  args.row_scale = rows.scales();
+  args.row_scale_step = rows.scale_step();
+  args.bias = bias;
+  args.y = y;
+  args.y_dtype = dtype;
+  run_chosen(args, &rows);
+}
+
 std::string matmul_kernel_name(const ActivationView& x, const WeightView& w, bool extreme_values) {
   return kernel_name(complete(x, w, nullptr, nullptr), extreme_values);
 }
@@ -250,7 +295,7 @@ bool matmul_planes(const void* x, DType dtype, std::int64_t rows, const kernels:
   check_rows(rows, 0, w);
   MatmulArgs args = complete({x, dtype, rows, 0}, w, bias, y);
   args.planes = &planes;
-  return run(kernels::choose_matmul(args), args, &workspace);
+  return run(kernels::choose_matmul(args), args, nullptr, &workspace);
 }
 
 }  // namespace quanto

@@ -12,6 +12,7 @@
 #include "quanto/error.h"
 #include "quanto/matmul.h"
 #include "quanto/parallel.h"
+#include "quanto/quantize.h"
 
 namespace quanto::testing {
 namespace {
@@ -170,6 +171,150 @@ TEST_P(MatmulCodes, EmptyShapes) {
   for_each_isa([&] {
     for (const auto& [M, N, K] : {std::tuple{0, 4, 8}, std::tuple{4, 0, 8}, std::tuple{0, 0, 0}, std::tuple{3, 4, 0}}) {
       expect_matches_oracle(shape(M, N, K));
+    }
+  });
+}
+
+/// Floats to be quantized on the way, and what two steps make of them. The scale has the dtype of the weight's scales.
+class QuantizingCase {
+ public:
+  QuantizingCase(QType qtype, const CaseShape& shape, float scale, unsigned seed = 1)
+      : shape_(shape),
+        qtype_(qtype),
+        case_(shape, seed),
+        scale_(dtype_size(shape.scale_dtype), shape.gap),
+        y_(static_cast<std::size_t>(shape.M * shape.N) * dtype_size(shape.scale_dtype), shape.gap) {
+    store_float(scale_.data(), shape.scale_dtype, 0, scale);
+  }
+
+  MatmulCase& floats() { return case_; }
+  void set(std::int64_t m, std::int64_t k, float value) {
+    store_float(case_.x_data(), shape_.x_dtype, m * (shape_.K + shape_.extra_stride) + k, value);
+  }
+
+  std::vector<std::uint8_t> in_one_step(bool per_token) {
+    std::memset(y_.data(), 0xa5, y_.size());
+    QuantizingView x{case_.x(), qtype_};
+    if (!per_token) {
+      x.scale = scale_.data();
+      x.scale_dtype = shape_.scale_dtype;
+    }
+    matmul_quantizing(x, case_.w(), bias().data(), shape_.scale_dtype, y_.data());
+    return {y_.data(), y_.data() + y_.size()};
+  }
+
+  std::vector<std::uint8_t> in_two_steps(bool per_token) {
+    const std::int64_t M = shape_.M, K = shape_.K;
+    std::vector<std::uint8_t> codes(static_cast<std::size_t>(M * K)), y(y_.size());
+    CodesView x{codes.data(), qtype_, M, K, scale_.data(), shape_.scale_dtype};
+    std::vector<std::uint8_t> token_scales(static_cast<std::size_t>(M) * dtype_size(shape_.x_dtype));
+    const ActivationView v = case_.x();
+    if (per_token) {
+      quantize_per_token({v.data, v.dtype, M, K, v.row_stride}, qtype_, token_scales.data(), codes.data());
+      x.scale = token_scales.data();
+      x.scale_dtype = v.dtype;
+      x.per_row_scale = true;
+    } else {
+      std::uint32_t scale = 0;
+      store_float(&scale, v.dtype, 0, load_float(scale_.data(), shape_.scale_dtype, 0));
+      for (std::int64_t m = 0; m < M; ++m) {
+        const auto* row = static_cast<const char*>(v.data) + m * v.row_stride * static_cast<int>(dtype_size(v.dtype));
+        quantize_symmetric({row, v.dtype, 1, K}, qtype_, Axis::tensor, &scale, codes.data() + m * K);
+      }
+    }
+    matmul_codes(x, case_.w(), bias().data(), shape_.scale_dtype, y.data());
+    return y;
+  }
+
+ private:
+  std::vector<std::uint8_t> bias() const {
+    std::vector<std::uint8_t> all(static_cast<std::size_t>(shape_.N) * dtype_size(shape_.scale_dtype));
+    for (std::int64_t n = 0; n < shape_.N; ++n) {
+      store_float(all.data(), shape_.scale_dtype, n, static_cast<float>(n % 5) - 2.0f);
+    }
+    return all;
+  }
+
+  CaseShape shape_;
+  QType qtype_;
+  MatmulCase case_;
+  GuardedBytes scale_, y_;
+};
+
+TEST_P(MatmulCodes, QuantizingOnTheWayGivesTheBytesOfTwoSteps) {
+  const float unit = qtype_info(x_qtype()).is_floating_point ? 0x1p-6f : 0x1p-5f;  // some values are clamped
+  for_each_isa([&] {
+    int number = 0;
+    for (const DType dtype : kDTypes) {
+      for (const DType scale_dtype : kDTypes) {
+        for (const std::int64_t M : {1, 3, 12, 17, 64, 65, 96, 131}) {
+          CaseShape s = shape(M, 2 + 31 * (number % 3), 64 + 65 * (number % 2), 32 * (1 - number % 2));
+          s.x_dtype = dtype;
+          s.scale_dtype = scale_dtype;
+          s.extra_stride = number % 3 == 1 ? 3 : 0;
+          s.gap = static_cast<std::size_t>(number % 4);
+          ++number;
+          for (const bool per_token : {false, true}) {
+            QuantizingCase c(x_qtype(), s, 1.1f * unit);
+            EXPECT_EQ(c.in_one_step(per_token), c.in_two_steps(per_token)) << describe(s) << " " << per_token;
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST_P(MatmulCodes, QuantizingOnTheWayGivesTheBytesOfTwoStepsForSpecialValues) {
+  constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
+  for_each_isa([&] {
+    for (const DType dtype : kDTypes) {
+      for (const std::int64_t M : {1, 7, 40, 130}) {
+        CaseShape s = shape(M, 33, 96, 32);
+        s.x_dtype = dtype;
+        for (const float scale : {0.0f, -0.0f, 0.02f, -0.02f, 1e-42f, 3e38f, kInf, kNan}) {
+          for (const float value : {kNan, -kNan, kInf, -kInf, 65504.0f, -3e38f, 1e-42f}) {
+            QuantizingCase c(x_qtype(), s, scale);
+            c.set(M - 1, 3, value);
+            c.set(M / 2, 95, -value);
+            for (const bool per_token : {false, true}) {
+              EXPECT_EQ(c.in_one_step(per_token), c.in_two_steps(per_token))
+                  << describe(s) << " " << value << " by " << scale << " " << per_token;
+            }
+          }
+        }
+      }
+    }
+  });
+}
+
+TEST_P(MatmulCodes, QuantizingOnTheWayDoesNotDependOnThreads) {
+  for_each_isa([&] {
+    for (const std::int64_t M : {1, 40, 300}) {
+      std::set<std::vector<std::uint8_t>> results;
+      for (const int threads : {1, 2, 5}) {
+        set_thread_count(threads);
+        for (const std::int64_t extra_stride : {0, 8}) {  // other activations, so other results, of several rows
+          CaseShape s = shape(M, 130, 512, 64);
+          s.x_dtype = DType::bfloat16;
+          s.extra_stride = extra_stride;
+          for (const bool per_token : {false, true}) {
+            results.insert(QuantizingCase(x_qtype(), s, 0.02f).in_one_step(per_token));
+          }
+        }
+      }
+      EXPECT_EQ(results.size(), M == 1 ? 2u : 4u) << "M = " << M;
+    }
+    set_thread_count(2);
+  });
+}
+
+TEST_P(MatmulCodes, QuantizingOnTheWayTakesEmptyShapes) {
+  for_each_isa([&] {
+    for (const auto& [M, N, K] : {std::tuple{0, 4, 8}, std::tuple{4, 0, 8}, std::tuple{0, 0, 0}, std::tuple{3, 4, 0}}) {
+      for (const bool per_token : {false, true}) {
+        QuantizingCase c(x_qtype(), shape(M, N, K), 0.02f);
+        EXPECT_EQ(c.in_one_step(per_token), c.in_two_steps(per_token)) << M << " " << N << " " << K;
+      }
     }
   });
 }

@@ -166,10 +166,13 @@ def test_a_streamlined_model_multiplies_codes():
     freeze(net)
     with torch.no_grad():
         _, operators = operators_of(lambda: net(x))
-    # The second layer takes the codes of the first through relu; the third those that it makes of floats.
-    assert operators.count("linear_codes_qbytes") == 3
-    assert operators.count("quantize_symmetric") == 3
-    assert "linear_qbytes" not in operators
+    # The second layer takes the codes of the first through relu; the others those that they make of floats.
+    assert operators == [
+        "linear_quantizing_qbytes",
+        "quantize_symmetric",
+        "linear_codes_qbytes",
+        "linear_quantizing_qbytes",
+    ]
 
 
 @pytest.mark.parametrize("weights", ["qint8", "qint4", "qfloat8"])
@@ -185,7 +188,9 @@ def test_codes_of_inputs_go_to_the_product_without_a_tensor_around_them(weights)
     expected = layer(quantize_activation(x, qint8, layer.input_scale))
     assert torch.equal(layer(x), expected)
     with torch.no_grad():
-        assert torch.equal(layer(x), expected)
+        found, operators = operators_of(lambda: layer(x))
+    assert torch.equal(found, expected)
+    assert operators == [f"linear_quantizing_{'qbits' if weights == 'qint4' else 'qbytes'}"]
     trained = x.clone().requires_grad_()
     layer(trained).sum().backward()
     assert torch.allclose(trained.grad, layer.weight.dequantize().sum(0).expand_as(x), atol=1e-5)

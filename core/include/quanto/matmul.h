@@ -73,4 +73,17 @@ void matmul_codes(const CodesView& x, const WeightView& w, const void* bias, DTy
 /// decoded.
 std::string matmul_codes_kernel_name(const CodesView& x, const WeightView& w);
 
+/// Activations that are quantized on the way. `scale`: a single element, or null for one for each row, which is then
+/// found as quantize_per_token does.
+struct QuantizingView {
+  ActivationView values;
+  QType qtype;  ///< of the codes
+  const void* scale = nullptr;
+  DType scale_dtype = DType::float32;
+};
+
+/// quantize_symmetric of x, by its scale rounded to the dtype of x, or quantize_per_token, and matmul_codes in one go:
+/// the same bytes, while the codes of many rows need not leave the caches.
+void matmul_quantizing(const QuantizingView& x, const WeightView& w, const void* bias, DType dtype, void* y);
+
 }  // namespace quanto

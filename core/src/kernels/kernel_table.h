@@ -59,6 +59,9 @@ struct MatmulArgs {
 /// Codes that share a scale of which an int32 holds every sum of products: 2^17 times (-128)^2 is one too many.
 constexpr std::int64_t kMaxInt8Group = (std::int64_t{1} << 17) - 1;
 
+/// Rows that kernels which take some rows of x at a time prepare without the others: a multiple of their lanes.
+constexpr std::int64_t kPreparedTogether = 16;
+
 /// One way to multiply. `run` computes units [begin, end) of `unit_count`; units write disjoint parts of y, and the
 /// bytes they write do not depend on the partition, so any thread may take any unit.
 struct MatmulKernel {
@@ -73,6 +76,8 @@ struct MatmulKernel {
   std::int64_t (*unit_count)(const MatmulArgs&);
   void (*run)(const MatmulArgs&, void* scratch, std::int64_t begin, std::int64_t end);
   bool takes_planes = false;  ///< whether activations may lie in planes
+  /// Whether only prepare() reads x, and of rows from a multiple of kPreparedTogether on no others.
+  bool prepares_blocks = false;
 };
 
 /// Kernels of one (qtype, activation type), best first; `supports` of the first that says yes decides.

@@ -613,8 +613,9 @@ struct DecodedPanel {
   }
 
   static constexpr MatmulKernel kKernel = {
-      "panel",    supports, workspace_bytes,   prepare, Step::kTakesAllValues ? nullptr : serves_values, scratch_bytes,
-      unit_count, run,      Step::kTakesPlanes};
+      "panel",    supports, workspace_bytes,    prepare, Step::kTakesAllValues ? nullptr : serves_values, scratch_bytes,
+      unit_count, run,      Step::kTakesPlanes, true};
+  static_assert(kPreparedTogether % kLanes == 0);
 };
 
 }  // namespace

@@ -14,7 +14,6 @@ from .qmodule import QModuleMixin, linear_kernel, register_qmodule
 __all__ = ["QLinear"]
 
 _WEIGHTS = (WeightQBitsTensor, WeightQBytesTensor)
-_quantize_symmetric = torch.ops.quanto.quantize_symmetric.default
 
 
 def linear(module: QModuleMixin, input: Tensor) -> Tensor:
@@ -31,7 +30,8 @@ def linear(module: QModuleMixin, input: Tensor) -> Tensor:
 
 @register_qmodule(torch.nn.Linear)
 class QLinear(QModuleMixin, torch.nn.Linear):
-    """`torch.nn.Linear` with a quantized weight. Frozen, its forward is one operator; one more quantizes an input.
+    """`torch.nn.Linear` with a quantized weight. Frozen, its forward is one operator, which also quantizes
+    the input where there is a qtype for activations.
 
     Attributes:
         quantizes_input: whether the forward quantizes inputs that are not quantized yet. A hook would do, as in other
@@ -89,14 +89,13 @@ class QLinear(QModuleMixin, torch.nn.Linear):
             scale: Any = self._buffers["input_scale"]
             if _takes_codes_of(input, weight, bias, scale):
                 assert self.activation_qtype is not None
-                codes = _quantize_symmetric(input, self.activation_qtype.dtype, None, scale)
-                return weight.linear_of_codes(codes, scale, bias)
+                return weight.linear_quantizing(input, self.activation_qtype.dtype, scale, bias)
             input = self.quantize_input(self, (input,))[0]
         return weight.linear(input, bias)
 
 
 def _takes_codes_of(input: Tensor, weight: Any, bias: Tensor | None, scale: Any) -> bool:
-    """Whether the codes of an input can go from one operator to the next, without a tensor that holds their scale."""
+    """Whether one operator can quantize an input and multiply its codes."""
     if isinstance(input, WrapperTensor) or not weight.takes_codes or scale is None or scale.ndim != 0:
         return False
     if torch.is_grad_enabled() and (

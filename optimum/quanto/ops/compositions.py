@@ -330,6 +330,34 @@ def linear_codes_qbits(
     return _row_scaled(torch.nn.functional.linear(input.to(torch.float32), weight), input_scale, bias, dtype)
 
 
+def _codes_of(input: Tensor, dtype: torch.dtype, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+    return quantize_per_token(input, dtype) if scale is None else (_symmetric_codes(input, dtype, scale), scale)
+
+
+def linear_quantizing_qbytes(
+    input: Tensor, dtype: torch.dtype, input_scale: Tensor | None, data: Tensor, scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    return linear_codes_qbytes(*_codes_of(input, dtype, input_scale), data, scale, bias, scale.dtype)
+
+
+def linear_quantizing_qbits(
+    input: Tensor,
+    dtype: torch.dtype,
+    input_scale: Tensor | None,
+    data: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    bias: Tensor | None,
+) -> Tensor:
+    codes, codes_scale = _codes_of(input, dtype, input_scale)
+    return linear_codes_qbits(
+        codes, codes_scale, data, scale, shift, bits, group_size, out_features, bias, scale.dtype
+    )
+
+
 def convolve(
     input: Tensor,
     weight: Tensor,
@@ -430,6 +458,8 @@ def register() -> None:
         linear_qbits,
         linear_codes_qbytes,
         linear_codes_qbits,
+        linear_quantizing_qbytes,
+        linear_quantizing_qbits,
         conv_qbytes,
         conv_qbits,
         embedding_qbytes,

@@ -163,6 +163,27 @@ def _linear_codes_qbits(
     return torch.empty((*input.shape[:-1], out_features), dtype=dtype, device=input.device)
 
 
+def _linear_quantizing_qbytes(
+    input: Tensor, dtype: torch.dtype, input_scale: Tensor | None, data: Tensor, scale: Tensor, bias: Tensor | None
+) -> Tensor:
+    return scale.new_empty((*input.shape[:-1], data.shape[0]))
+
+
+def _linear_quantizing_qbits(
+    input: Tensor,
+    dtype: torch.dtype,
+    input_scale: Tensor | None,
+    data: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    bits: int,
+    group_size: int,
+    out_features: int,
+    bias: Tensor | None,
+) -> Tensor:
+    return scale.new_empty((*input.shape[:-1], out_features))
+
+
 def _conv(
     input: Tensor, size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> Tensor:
@@ -245,6 +266,8 @@ def register() -> None:
         _linear_qbits,
         _linear_codes_qbytes,
         _linear_codes_qbits,
+        _linear_quantizing_qbytes,
+        _linear_quantizing_qbits,
         _conv_qbytes,
         _conv_qbits,
         _embedding_qbytes,

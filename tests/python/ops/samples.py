@@ -219,6 +219,19 @@ def _linear_codes() -> Iterator[Sample]:
                     yield Sample(op, (x_codes, scale, *parts, dtype), sample.name)
 
 
+def _linear_quantizing() -> Iterator[Sample]:
+    for number, (N, K) in enumerate(((1, 64), (33, 67), (66, 128), (5, 1), (0, 32))):
+        for index, (kind, x) in enumerate((*_inputs(K, DTYPES[number % 3]), ("many", torch.randn(75, K)))):
+            for qtype, codes in CODES.items():
+                weight = torch.randn(N, K).to(DTYPES[(number + index) % 3])
+                bias = torch.randn(N).to(DTYPES[index % 3]) if (N + index) % 2 else None
+                scale = torch.tensor(0.02, dtype=DTYPES[index % 3]) if index % 4 else None
+                name = f"{str(x.dtype)[6:]}-{N}x{K}-{kind}-{qtype}"
+                for sample in (*_linear_qbytes(name, x, weight, bias), *_linear_qbits(name, x, weight, bias)):
+                    op, (_, *parts) = sample.op.replace("linear", "linear_quantizing"), sample.args
+                    yield Sample(op, (x, codes, scale, *parts), sample.name)
+
+
 def _qbytes_mm() -> Iterator[Sample]:
     weight = torch.randint(-128, 128, (9, 40), dtype=torch.int8)
     scales = torch.rand(9, 1) / 100
@@ -336,7 +349,7 @@ def _embedding_qbits(name: str, indices: Tensor, base: Tensor, group_size: int) 
 def all_samples() -> list[Sample]:
     torch.manual_seed(0)
     exact = [*_symmetric(), *_per_token(), *_affine(), *_packing(), *_histograms(), *_embedding()]
-    return [*exact, *_linear(), *_linear_codes(), *_qbytes_mm(), *_conv()]
+    return [*exact, *_linear(), *_linear_codes(), *_linear_quantizing(), *_qbytes_mm(), *_conv()]
 
 
 def few(samples: list[Sample], wanted: Callable[[Sample], bool] = lambda _: True, step: int = 23) -> list[Sample]:

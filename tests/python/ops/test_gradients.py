@@ -35,6 +35,7 @@ STRAIGHT_THROUGH = {
     *("dequantize_symmetric", "dequantize_affine"),
     *("fake_quantize_symmetric", "fake_quantize_affine"),
     *("quantize_per_token", "linear_codes_qbytes", "linear_codes_qbits", "qbytes_mm"),
+    *("linear_quantizing_qbytes", "linear_quantizing_qbits"),
 }
 NONE = {
     *("pack", "unpack", "embedding_qbytes", "embedding_qbits"),  # of integers

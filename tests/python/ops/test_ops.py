@@ -23,7 +23,8 @@ from optimum.quanto.ops.fakes import grouped_shape
 QUANTO = torch.ops.quanto
 SAMPLES = all_samples()
 LINEAR_CODES = ("linear_codes_qbytes", "linear_codes_qbits")
-LINEAR = ("linear_qbytes", "linear_qbits", "qbytes_mm", *LINEAR_CODES)
+LINEAR_QUANTIZING = ("linear_quantizing_qbytes", "linear_quantizing_qbits")
+LINEAR = ("linear_qbytes", "linear_qbits", "qbytes_mm", *LINEAR_CODES, *LINEAR_QUANTIZING)
 CONV = ("conv_qbytes", "conv_qbits")
 # Powers, and sums in an order of their own.
 SEARCHED = ("hqq_scale",)
@@ -170,6 +171,32 @@ def test_compositions_of_products_of_codes_match_the_oracle(op):
     for sample in [s for s in SAMPLES if s.op == op]:
         misfit, where = _codes_misfit(sample, getattr(compositions, op)(*sample.args))
         assert misfit <= 1, f"{sample}: {where}"
+
+
+def _in_two_steps(sample: Sample, operators):
+    """What quantization and the product of the codes give as separate operators."""
+    x, dtype, scale, *parts = sample.args
+    if scale is None:
+        codes, scale = operators.quantize_per_token(x, dtype)
+    else:
+        codes = operators.quantize_symmetric(x, dtype, None, scale)
+    product = getattr(operators, sample.op.replace("quantizing", "codes"))
+    return product(codes, scale, *parts, parts[1].dtype)
+
+
+@pytest.mark.parametrize("op", LINEAR_QUANTIZING)
+def test_quantizing_on_the_way_gives_the_bits_of_two_operators(isa, op):
+    checked = 0
+    for sample in [s for s in SAMPLES if s.op == op]:
+        assert _equal(sample(), _in_two_steps(sample, QUANTO)), str(sample)
+        checked += 1
+    assert checked > 200
+
+
+@pytest.mark.parametrize("op", LINEAR_QUANTIZING)
+def test_compositions_of_quantizing_on_the_way_are_two_operators(op):
+    for sample in [s for s in SAMPLES if s.op == op]:
+        assert _equal(getattr(compositions, op)(*sample.args), _in_two_steps(sample, compositions)), str(sample)
 
 
 def test_products_of_integers_are_exact_before_they_are_scaled(isa):
@@ -532,6 +559,22 @@ ERRORS = {
     "[linear_codes_qbytes] dtype: got int8, expected float32, bfloat16 or float16": lambda: QUANTO.linear_codes_qbytes(
         *(torch.ones(2, 4, dtype=torch.int8), torch.ones(()), torch.ones(5, 4, dtype=torch.int8), torch.ones(5)),
         *(None, torch.int8),
+    ),
+    "[linear_quantizing_qbytes] input: got int8, expected float32": lambda: QUANTO.linear_quantizing_qbytes(
+        torch.ones(2, 4, dtype=torch.int8),
+        torch.int8,
+        None,
+        torch.ones(3, 4, dtype=torch.int8),
+        torch.ones(3, 1),
+        None,
+    ),
+    "[linear_quantizing_qbytes] dtype: got float32, expected int8": lambda: QUANTO.linear_quantizing_qbytes(
+        torch.ones(2, 4), torch.float32, None, torch.ones(3, 4, dtype=torch.int8), torch.ones(3, 1), None
+    ),
+    "[linear_quantizing_qbytes] input_scale: got shape (2), expected a scalar": (
+        lambda: QUANTO.linear_quantizing_qbytes(
+            torch.ones(2, 4), torch.int8, torch.ones(2), torch.ones(3, 4, dtype=torch.int8), torch.ones(3, 1), None
+        )
     ),
     "[quantize_per_token] dtype: got float32, expected int8": lambda: QUANTO.quantize_per_token(
         torch.ones(2, 4), torch.float32

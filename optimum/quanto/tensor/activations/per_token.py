@@ -70,6 +70,5 @@ def linear_per_token(input: Tensor, weight: Any, bias: Tensor | None, dtype: tor
     needs_grad = input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if torch.is_grad_enabled() and needs_grad:
         return _LinearPerToken.apply(input, weight, bias, dtype)
-    codes, scale = torch.ops.quanto.quantize_per_token(input, dtype)
-    output: Tensor = weight.linear_of_codes(codes, scale, bias)
+    output: Tensor = weight.linear_quantizing(input, dtype, None, bias)
     return output

@@ -22,6 +22,7 @@ from ..wrapper import WrapperTensor
 __all__ = ["WeightQBitsTensor"]
 
 _linear_codes_qbits = torch.ops.quanto.linear_codes_qbits.default
+_linear_quantizing_qbits = torch.ops.quanto.linear_quantizing_qbits.default
 
 
 class _Quantize(torch.autograd.Function):
@@ -238,6 +239,15 @@ class WeightQBitsTensor(QBitsTensor):
         scale = self._scale
         return _linear_codes_qbits(
             codes, codes_scale, self._packed, scale, self._shift, *self._layout, bias, scale.dtype
+        )
+
+    def linear_quantizing(
+        self, input: Tensor, dtype: torch.dtype, scale: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """`linear_of_codes` of what a plain `input` is quantized to, by a scalar `scale` or by one for each row that
+        is found from it (None), in one operator; without gradients."""
+        return _linear_quantizing_qbits(
+            input, dtype, scale, self._packed, self._scale, self._shift, *self._layout, bias
         )
 
     def conv(self, input: Tensor, bias: Tensor | None, walk: ConvWalk) -> Tensor:

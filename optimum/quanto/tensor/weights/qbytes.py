@@ -19,6 +19,7 @@ from ..wrapper import WrapperTensor
 __all__ = ["WeightQBytesTensor"]
 
 _linear_codes_qbytes = torch.ops.quanto.linear_codes_qbytes.default
+_linear_quantizing_qbytes = torch.ops.quanto.linear_quantizing_qbytes.default
 
 
 class _Quantize(torch.autograd.Function):
@@ -180,6 +181,13 @@ class WeightQBytesTensor(QBytesTensor):
         """`linear` of 8-bit codes `(..., K)` with a scale for all of them or for each row; without gradients."""
         scale = self._scale
         return _linear_codes_qbytes(codes, codes_scale, self._data, scale, bias, scale.dtype)
+
+    def linear_quantizing(
+        self, input: Tensor, dtype: torch.dtype, scale: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """`linear_of_codes` of what a plain `input` is quantized to, by a scalar `scale` or by one for each row that
+        is found from it (None), in one operator; without gradients."""
+        return _linear_quantizing_qbytes(input, dtype, scale, self._data, self._scale, bias)
 
     def conv(self, input: Tensor, bias: Tensor | None, walk: ConvWalk) -> Tensor:
         """The convolution of `input` with filters along the first axis; no gradients for the weight."""
