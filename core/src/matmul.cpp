@@ -23,13 +23,13 @@ namespace {
 using kernels::MatmulArgs;
 using kernels::MatmulKernel;
 
-// Up to how many weights, and multiply-adds, waking another thread costs more than it saves. With AVX-512, one of
-// torch's threads takes 7.0 us for 576 x 192 int8 weights and four rows, two take 10.0; for 384 x 384 and one row 7.3
-// and 9.5, for 576 x 576 and one row 9.9 and 10.4, two rows 12.0 and 12.0. Weights that come from memory keep two
-// threads busy sooner: 576 x 576 and one row take 17.4 and 17.0 us.
-constexpr std::int64_t kSerialWeights = 1 << 18;
+// Up to how many bytes of codes, and multiply-adds, waking another thread costs more than it saves. With AVX-512, one
+// of torch's threads takes 7.0 us for 576 x 192 int8 weights and four rows, two take 10.0; for 384 x 384 and one
+// row 7.3 and 9.5. Codes that come from memory, 576 x 576 weights, within the operator: int4 8.5 and 11.2 for one
+// row, 9.6 and 11.0 for two, 20.0 and 18.0 for eight; int8 11.3 and 10.7, 11.1 and 11.6, 18.3 and 16.6.
+constexpr std::int64_t kSerialBytes = 1 << 18;
 constexpr std::int64_t serial_operations(Isa isa) {
-  return 1 << (isa == Isa::portable ? 17 : isa == Isa::avx2 ? 18 : 19);
+  return 1 << (isa == Isa::portable ? 17 : isa == Isa::avx2 ? 18 : isa == Isa::avx512 ? 19 : 20);
 }
 
 // Rows that are prepared at once where there are more: those of a panel's block of rows, or a multiple of them.
@@ -128,6 +128,65 @@ void fill_with_bias(const MatmulArgs& args) {
   }
 }
 
+bool is_serial(const MatmulArgs& args, Isa isa) {
+  const std::int64_t most_weights = kSerialBytes * 8 / qtype_info(args.qtype).bits;
+  return args.N <= most_weights / args.K && args.M * args.N <= serial_operations(isa) / args.K;
+}
+
+/// The codes, scales and shifts that a thread reads first. Kernels fetch what follows the codes that they multiply, but
+/// the first of a thread nobody has fetched: from memory, a sixteenth of 576 x 576 int4 weights takes 2 us, each
+/// following one 0.4 us.
+class FirstCodes {
+ public:
+  FirstCodes(const MatmulArgs& args, std::int64_t units)
+      : args_(args),
+        units_(units),
+        bits_(qtype_info(args.qtype).bits),
+        wanted_(args.M <= kMostRows && args.K <= kLongestStripe && args.planes == nullptr) {}
+
+  /// Those of `unit`; nothing if the thread has just done the unit before it.
+  void fetch_for(std::int64_t unit) const {
+    if (!wanted_ || last_end == codes_of(unit)) return;
+    last_end = codes_of(unit);
+    fetch(last_end, std::min<std::int64_t>(kFetched, codes_of(units_) - last_end));
+    const int fields = is_affine(args_.qtype) ? 8 / bits_ : 1;
+    for (int field = 0; field < fields; ++field) fetch_scales(unit, field, fields);
+  }
+  /// To be told up to where the thread came.
+  void done(std::int64_t end) const {
+    if (wanted_) last_end = codes_of(end);
+  }
+
+ private:
+  static constexpr std::int64_t kFetched = 10 << 10;  // about as far ahead as kernels fetch
+  // Many rows have time to wait. In long stripes the codes that are multiplied at once lie further apart.
+  static constexpr std::int64_t kMostRows = 8, kLongestStripe = 2048;
+
+  static void fetch(const std::uint8_t* from, std::int64_t bytes) {
+    for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 0);
+  }
+  void fetch_scales(std::int64_t unit, int field, int fields) const {
+    if (args_.scale_step == 0) return;
+    const std::int64_t all = args_.N * (is_affine(args_.qtype) ? args_.groups : 1) / fields;
+    const std::int64_t first = field * all + all * unit / units_, count = all / units_;
+    const auto size = static_cast<std::int64_t>(dtype_size(args_.scale_dtype));
+    fetch(static_cast<const std::uint8_t*>(args_.scale) + first * size, count * size);
+    if (args_.shift == nullptr) return;
+    const std::int64_t shift_size = args_.shift_kind == ShiftKind::floating ? size : 1;
+    fetch(static_cast<const std::uint8_t*>(args_.shift) + first * shift_size, count * shift_size);
+  }
+  const std::uint8_t* codes_of(std::int64_t unit) const {
+    return args_.w + args_.N * args_.K * bits_ / 8 * unit / units_;
+  }
+
+  static thread_local const std::uint8_t* last_end;
+  const MatmulArgs& args_;
+  std::int64_t units_;
+  int bits_;
+  bool wanted_;
+};
+thread_local const std::uint8_t* FirstCodes::last_end = nullptr;
+
 /// x as if row 0 came first, where it begins with row `begin`: what kernels that read rows from there on are given.
 const void* before_rows(const void* rows, std::int64_t begin, std::size_t row_bytes) {
   return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(rows) -
@@ -163,8 +222,11 @@ bool run(const kernels::Choice& choice, MatmulArgs& args, QuantizedRows* rows, G
   }
   const Workspace workspace(kernel.workspace_bytes(args), shared);
   args.workspace = workspace.data();
-  const bool serial = args.N <= kSerialWeights / args.K && args.M * args.N <= serial_operations(choice.isa) / args.K;
+  const bool serial = is_serial(args, choice.isa);
   args.threads = serial ? 1 : thread_count();
+  const std::int64_t units = kernel.unit_count(args);
+  const FirstCodes first(args, units);
+  first.fetch_for(0);  // while activations are prepared and other threads wake
   const std::int64_t block = args.M > kBlockRows ? kBlockRows : 1, blocks = (args.M + block - 1) / block;
   parallel_for(blocks, serial ? blocks : std::max<std::int64_t>(1, (1 << 16) / args.K / block),
                [&](std::int64_t begin, std::int64_t end) {
@@ -176,10 +238,12 @@ bool run(const kernels::Choice& choice, MatmulArgs& args, QuantizedRows* rows, G
     args.special_values = true;
     return run(kernels::choose_matmul(args), args, rows, shared);
   }
-  const std::int64_t units = kernel.unit_count(args);
   const std::size_t scratch = kernel.scratch_bytes(args);
-  parallel_for(units, serial ? units : 1,
-               [&](std::int64_t begin, std::int64_t end) { kernel.run(args, thread_buffer(scratch), begin, end); });
+  parallel_for(units, serial ? units : 1, [&](std::int64_t begin, std::int64_t end) {
+    first.fetch_for(begin);
+    kernel.run(args, thread_buffer(scratch), begin, end);
+    first.done(end);
+  });
   return true;
 }
 

@@ -63,6 +63,11 @@ class TestFrozenLinear:
         assert len(calls) <= 7, calls
         assert not [name for name in calls if "__torch_function__" in name or "__getattr__" in name], calls
 
+    def test_finds_the_parts_in_the_weight_itself(self, layer: torch.nn.Module) -> None:
+        weight: Any = layer.weight
+        parts = (*weight.inner_names, *weight.meta_names)
+        assert not set(parts) & set(vars(weight)), "a dict is several lines of memory away"
+
     def test_sees_a_replaced_weight_and_bias(self, layer: Any, dtype: torch.dtype, bias: bool) -> None:
         assert isinstance(layer, QLinear)
         x = torch.randn(1, 64, dtype=dtype)

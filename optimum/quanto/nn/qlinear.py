@@ -82,16 +82,17 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         # What self.weight and self.bias find, without Module.__getattr__: that costs as much as the rest of this.
         parameters = self._parameters
         weight: Tensor | None = parameters.get("weight")
-        if not isinstance(weight, _WEIGHTS) or "bias" not in parameters or self.dynamic_qtype is not None:
+        kind: Any = type(weight)
+        if kind not in _WEIGHTS or "bias" not in parameters or self.dynamic_qtype is not None:
             return linear(self, self.quantize_input(self, (input,))[0] if self.quantizes_input else input)
         bias = parameters["bias"]
         if self.quantizes_input:
             scale: Any = self._buffers["input_scale"]
             if _takes_codes_of(input, weight, bias, scale):
                 assert self.activation_qtype is not None
-                return weight.linear_quantizing(input, self.activation_qtype.dtype, scale, bias)
+                return kind.linear_quantizing(weight, input, self.activation_qtype.dtype, scale, bias)
             input = self.quantize_input(self, (input,))[0]
-        return weight.linear(input, bias)
+        return kind.linear(weight, input, bias)  # asking the weight would look into its dict first
 
 
 def _takes_codes_of(input: Tensor, weight: Any, bias: Tensor | None, scale: Any) -> bool:

@@ -36,6 +36,8 @@ class PackedTensor(WrapperTensor):
     Operators see the unpacked codes; `_data` holds the bytes.
     """
 
+    __slots__ = ("_bits", "_data", "_size", "_stride")
+
     inner_names = ("_data",)
     meta_names = ("_bits", "_size", "_stride")
 

@@ -33,6 +33,8 @@ class QBitsTensor(QTensor):
         _group_size: elements that share a scale, or None for one scale per index of `axis`.
     """
 
+    __slots__ = ("_data", "_group_size", "_scale", "_shift")
+
     inner_names = ("_data", "_scale", "_shift")
 
     _data: Tensor

@@ -31,6 +31,8 @@ class QBytesTensor(QTensor):
         _scale: a scalar, or one scale for each index of `axis`, with as many dimensions as the tensor.
     """
 
+    __slots__ = ("_data", "_scale")
+
     inner_names = ("_data", "_scale")
 
     _data: Tensor

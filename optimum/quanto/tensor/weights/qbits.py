@@ -21,6 +21,7 @@ from ..wrapper import WrapperTensor
 
 __all__ = ["WeightQBitsTensor"]
 
+_linear_qbits = torch.ops.quanto.linear_qbits.default
 _linear_codes_qbits = torch.ops.quanto.linear_codes_qbits.default
 _linear_quantizing_qbits = torch.ops.quanto.linear_quantizing_qbits.default
 
@@ -48,6 +49,8 @@ def _packed_codes(
 
 class WeightQBitsTensor(QBitsTensor):
     """A weight of packed 4- or 2-bit codes (see `QBitsTensor`), quantized along its first or last axis."""
+
+    __slots__ = ("_layout", "_size", "_stride", "takes_codes")
 
     meta_names = ("_qtype", "_axis", "_group_size", "_size", "_stride")
 
@@ -214,6 +217,16 @@ class WeightQBitsTensor(QBitsTensor):
 
     def linear(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """`input @ self.T + bias`; gradients reach the input, the bias and the float weight of an unfrozen module."""
+        scale = self._scale
+        if (
+            type(input) is Tensor
+            and input.dtype is scale.dtype
+            and input.is_cpu
+            and scale.is_cpu
+            and self.takes_codes
+            and not torch.is_grad_enabled()
+        ):  # what follows comes to the same
+            return _linear_qbits(input, self._data._data, scale, self._shift, *self._layout, bias)  # type: ignore[attr-defined]
         if torch.is_grad_enabled() and (wants_grad(self) or isinstance(input, WrapperTensor)):
             return QuantizedLinearFunction.apply(input, self, bias)
         return self.linear_forward(input, bias)

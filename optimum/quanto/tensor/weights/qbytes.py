@@ -18,6 +18,7 @@ from ..wrapper import WrapperTensor
 
 __all__ = ["WeightQBytesTensor"]
 
+_linear_qbytes = torch.ops.quanto.linear_qbytes.default
 _linear_codes_qbytes = torch.ops.quanto.linear_codes_qbytes.default
 _linear_quantizing_qbytes = torch.ops.quanto.linear_quantizing_qbytes.default
 
@@ -37,6 +38,8 @@ class _Quantize(torch.autograd.Function):
 
 class WeightQBytesTensor(QBytesTensor):
     """A weight of 8-bit codes (see `QBytesTensor`), quantized along its first axis, its last one or as a whole."""
+
+    __slots__ = ("activation_qtype",)
 
     meta_names = ("_qtype", "_axis", "activation_qtype")
 
@@ -152,6 +155,17 @@ class WeightQBytesTensor(QBytesTensor):
 
     def linear(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
         """`input @ self.T + bias`; gradients reach the input, the bias and the float weight of an unfrozen module."""
+        scale = self._scale
+        if (
+            type(input) is Tensor
+            and input.dtype is scale.dtype
+            and input.is_cpu
+            and scale.is_cpu
+            and self._axis != -1
+            and self._data.ndim == 2
+            and not torch.is_grad_enabled()
+        ):  # what follows comes to the same
+            return _linear_qbytes(input, self._data, scale, bias)
         if torch.is_grad_enabled() and (wants_grad(self) or isinstance(input, WrapperTensor)):
             return QuantizedLinearFunction.apply(input, self, bias)
         return self.linear_forward(input, bias)
