@@ -84,19 +84,29 @@ struct ChannelLanes {
   };
   static std::size_t workspace_bytes(const MatmulArgs& a) { return Prepared(a).bytes(); }
 
-  /// The words of a block of rows, transposed.
-  static void prepare_block(const MatmulArgs& a, const Prepared& p, std::int64_t block) {
-    static_assert(kRowsAtOnce <= kLanes);
+  /// The words of a block of rows, transposed, of which there are at most kMost: 4, 8 or 16.
+  template <int kMost>
+  static void prepare_words(const MatmulArgs& a, const Prepared& p, std::int64_t block) {
+    const std::int64_t m = block * p.each, count = smaller(p.each, a.M - m);
+    bool plain[kMost];
+    for (bool& of_row : plain) of_row = true;
     std::uint32_t* out = p.words_at(block, 0);
     for (std::int64_t k = 0; k < p.columns * kColumnBytes; k += kLanes / kVectors * kColumnBytes) {
-      BitLanes square[kLanes] = {};
-      for (std::int64_t i = 0; i < p.each; ++i) {
-        const std::int64_t m = block * p.each + i;
-        if (m < a.M) square[i] = Columns::load_words(a.x, m * a.x_stride + k, a.K - k, p.plain[m]);
+      BitLanes words[kMost] = {};
+      QUANTO_UNROLL for (int i = 0; i < kMost; ++i) {
+        if (i >= count) break;
+        words[i] = Columns::load_words(a.x, (m + i) * a.x_stride + k, a.K - k, plain[i]);
       }
-      transpose(square);
-      for (int lane = 0; lane < kLanes; ++lane, out += p.each) store(out, square[lane], static_cast<int>(p.each));
+      store_columns(words, out, p.each);
+      out += kLanes * p.each;
     }
+    for (std::int64_t i = 0; i < count; ++i) p.plain[m + i] = plain[i];
+  }
+  static void prepare_block(const MatmulArgs& a, const Prepared& p, std::int64_t block) {
+    static_assert(kRowsAtOnce <= kLanes);
+    p.each <= 4   ? prepare_words<4>(a, p, block)
+    : p.each <= 8 ? prepare_words<8>(a, p, block)
+                  : prepare_words<kLanes>(a, p, block);
   }
 
   /// Each block by whoever has its first row.
@@ -105,7 +115,6 @@ struct ChannelLanes {
     for (std::int64_t block = ceil_div(begin, p.each); block < p.blocks && block * p.each < end; ++block) {
       for (std::int64_t i = 0; i < p.each; ++i) {
         const std::int64_t m = block * p.each + i;
-        p.plain[m] = true;
         for (std::int64_t j = 0; j < p.groups; ++j) {
           p.sums_at(block, j)[i] =
               m < a.M ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;

@@ -44,6 +44,53 @@ inline void transpose(BitLanes (&rows)[kLanes]) {
   __builtin_memcpy(rows, lanes, sizeof(lanes));
 }
 
+/// Four rows: lane 4 * q + i of each in quarter q of columns[i].
+inline void transpose_quarters(const BitLanes* rows, __m512i (&columns)[4]) {
+  const auto row = [&](int i) { return (__m512i)rows[i]; };
+  const __m512i low = _mm512_unpacklo_epi32(row(0), row(1)), more_low = _mm512_unpacklo_epi32(row(2), row(3));
+  const __m512i high = _mm512_unpackhi_epi32(row(0), row(1)), more_high = _mm512_unpackhi_epi32(row(2), row(3));
+  columns[0] = _mm512_unpacklo_epi64(low, more_low);
+  columns[1] = _mm512_unpackhi_epi64(low, more_low);
+  columns[2] = _mm512_unpacklo_epi64(high, more_high);
+  columns[3] = _mm512_unpackhi_epi64(high, more_high);
+}
+
+/// Stores lane after lane of up to 4, 8 or 16 rows: `count` of them, as many rows as there are.
+inline void store_columns(const BitLanes (&rows)[4], std::uint32_t* out, std::int64_t count) {
+  const auto mask = static_cast<__mmask8>(first_lanes(static_cast<int>(count)));
+  __m512i columns[4];
+  transpose_quarters(rows, columns);
+  for (int i = 0; i < 4; ++i) {
+    const auto put = [&](int lane, __m128i column) { _mm_mask_storeu_epi32(out + lane * count, mask, column); };
+    put(i, _mm512_castsi512_si128(columns[i]));
+    put(4 + i, _mm512_extracti32x4_epi32(columns[i], 1));
+    put(8 + i, _mm512_extracti32x4_epi32(columns[i], 2));
+    put(12 + i, _mm512_extracti32x4_epi32(columns[i], 3));
+  }
+}
+inline void store_columns(const BitLanes (&rows)[8], std::uint32_t* out, std::int64_t count) {
+  const auto mask = static_cast<__mmask8>(first_lanes(static_cast<int>(count)));
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  __m512i columns[4], more[4];
+  transpose_quarters(rows, columns);
+  transpose_quarters(rows + 4, more);
+  for (int i = 0; i < 4; ++i) {
+    const auto put = [&](int lane, __m256i column) { _mm256_mask_storeu_epi32(out + lane * count, mask, column); };
+    const __m512i first = _mm512_permutex2var_epi64(columns[i], low, more[i]);
+    const __m512i second = _mm512_permutex2var_epi64(columns[i], high, more[i]);
+    put(i, _mm512_castsi512_si256(first));
+    put(4 + i, _mm512_extracti64x4_epi64(first, 1));
+    put(8 + i, _mm512_castsi512_si256(second));
+    put(12 + i, _mm512_extracti64x4_epi64(second, 1));
+  }
+}
+inline void store_columns(const BitLanes (&rows)[kLanes], std::uint32_t* out, std::int64_t count) {
+  BitLanes square[kLanes];
+  __builtin_memcpy(square, rows, sizeof(square));
+  transpose(square);
+  for (int lane = 0; lane < kLanes; ++lane) store(out + lane * count, square[lane], static_cast<int>(count));
+}
+
 /// The 16-bit words of a lane of each vector, vector after vector: row r has two of each lane r.
 inline void transpose_words(const BitLanes (&pairs)[kLanes / 2], WordLanes (&rows)[kLanes]) {
   __m512i t[8], u[8];
