@@ -57,8 +57,8 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
   add(34, 1100, 64, 0);  // more channels than share one reading of the activations
   for (const std::int64_t M : {1, 2, 7, 12, 20}) add(M, 44, 2115, 0);  // deeper than one block of k
   add(14, 340, 1100, 0);                                               // and more channels than are multiplied together
-  add(37, 340, 1100, 0);                                               // the same with more than a few rows
-  add(514, 34, 1200, 0);
+  add(37, 340, 1700, 0);                                               // the same with more than a few rows
+  add(514, 34, 1700, 0);
   add(8, 23, 9001, 0);  // a few rows deeper than one block of k
   if (!is_affine(qtype)) return shapes;
   for (const std::int64_t group_size : {1, 7, 32, 64, 96, 128, 160}) {
@@ -68,9 +68,9 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
       for (const std::int64_t M : {19, 29}) add(M, N, 4 * group_size, group_size);
     }
     for (const std::int64_t M : {1, 4, 14}) add(M, 12, 1056 / group_size * group_size * 2, group_size);
-    for (const std::int64_t M : {14, 37}) add(M, 340, 1056 / group_size * group_size, group_size);
+    for (const std::int64_t M : {14, 37}) add(M, 340, 1632 / group_size * group_size, group_size);
   }
-  for (const std::int64_t M : {3, 37}) add(M, 68, 1280, 640);  // groups deeper than one block of k
+  for (const std::int64_t M : {3, 37}) add(M, 68, 3200, 1600);  // groups deeper than one block of k
   for (const std::int64_t M : {2, 3, 4, 6, 8}) {
     for (const std::int64_t group_size : {32, 64, 96, 128}) add(M, 76, 18 * group_size, group_size);
   }

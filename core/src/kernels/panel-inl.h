@@ -35,8 +35,8 @@ struct DecodedPanel {
   static constexpr int kSums = kRowVectors * kTile;
   static constexpr std::int64_t kBlockRows = kRowVectors * kLanes;
   static constexpr std::int64_t kChannels = 8 * kTile;
-  /// Decoded at once, along K.
-  static constexpr std::int64_t kDepth = sizeof(typename Step::Code) == 4 ? 256 : 1024;
+  /// Decoded at once, along K: sums leave the registers, and mostly the L1 cache, as often as there are such pieces.
+  static constexpr std::int64_t kDepth = Step::kTiles ? 1024 : sizeof(typename Step::Code) == 4 ? 768 : 1536;
   static constexpr std::int64_t kSquare = 32;  // channels and rows of what tiles multiply at once
   static constexpr std::int64_t kRows = Step::kTiles ? 576 : 512;
   /// From the sums of a channel to those of the next, not a power of two: their cache lines would share sets.
@@ -580,16 +580,15 @@ struct DecodedPanel {
     for (std::int64_t i = 0; i < count; i += 64) __builtin_prefetch(codes + i, 0, 2);
   }
 
-  /// The rows of a unit: kRows, or fewer, so that each thread multiplies the rows that it has prepared, where those fit
-  /// its L2 cache. From another thread's cache they may come no faster than from memory. Where channels are many,
-  /// decoding them for fewer rows costs more than that.
+  /// The rows of a unit: kRows, or fewer, so that each thread multiplies the rows that it has prepared. From another
+  /// thread's cache they may come no faster than from memory, and to prepare the next call's in their place takes twice
+  /// as long. Where channels are many, decoding them for fewer rows costs more than that.
   static std::int64_t unit_rows(const MatmulArgs& a) {
     constexpr std::int64_t kFewest = 256, kMostChannels = 1024;
-    constexpr std::int64_t kNearBytes = 832 << 10;
     if (Step::kTiles || a.N > kMostChannels) return kRows;
     const std::int64_t shares = round_up(ceil_div(a.M, kRows), a.threads);
     const std::int64_t rows = round_up(ceil_div(a.M, shares), kBlockRows);
-    return rows >= kFewest && rows * Prepared(a).steps * 4 <= kNearBytes ? rows : kRows;
+    return rows >= kFewest ? rows : kRows;
   }
   static std::int64_t unit_count(const MatmulArgs& a) { return Unit::count(a, unit_rows(a)); }
 
