@@ -571,7 +571,7 @@ TEST(MatmulProcess, SmallCallsStayOnOneThread) {
         for (const auto& [M, N, K] : {std::tuple{1, 64, 64}, {32, 64, 64}, {4, 128, 256}, {1, 256, 512}}) {
           EXPECT_FALSE(asks_for_threads({qtype, dtype, dtype, M, N, K})) << M << " x " << N << " x " << K;
         }
-        for (const auto& [M, N, K] : {std::tuple{1, 1024, 1024}, {64, 256, 256}}) {
+        for (const auto& [M, N, K] : {std::tuple{1, 2048, 1024}, {64, 256, 256}}) {
           EXPECT_TRUE(asks_for_threads({qtype, dtype, dtype, M, N, K})) << M << " x " << N << " x " << K;
         }
       }
