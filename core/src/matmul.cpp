@@ -26,10 +26,11 @@ using kernels::MatmulKernel;
 // Up to how many bytes of codes, and multiply-adds, waking another thread costs more than it saves. With AVX-512, one
 // of torch's threads takes 7.0 us for 576 x 192 int8 weights and four rows, two take 10.0; for 384 x 384 and one
 // row 7.3 and 9.5. Codes that come from memory, 576 x 576 weights, within the operator: int4 8.5 and 11.2 for one
-// row, 9.6 and 11.0 for two, 20.0 and 18.0 for eight; int8 11.3 and 10.7, 11.1 and 11.6, 18.3 and 16.6.
+// row, 9.6 and 11.0 for two, 20.0 and 18.0 for eight; int8 11.3 and 10.7, 11.1 and 11.6, 18.3 and 16.6. Called from
+// Python, four rows of int4 take 17.1 and 20.3.
 constexpr std::int64_t kSerialBytes = 1 << 18;
 constexpr std::int64_t serial_operations(Isa isa) {
-  return 1 << (isa == Isa::portable ? 17 : isa == Isa::avx2 ? 18 : isa == Isa::avx512 ? 19 : 20);
+  return isa == Isa::portable ? 1 << 17 : isa == Isa::avx2 ? 1 << 18 : isa == Isa::avx512 ? 1 << 19 : 3 << 19;
 }
 
 // Rows that are prepared at once where there are more: those of a panel's block of rows, or a multiple of them.
@@ -133,23 +134,23 @@ bool is_serial(const MatmulArgs& args, Isa isa) {
   return args.N <= most_weights / args.K && args.M * args.N <= serial_operations(isa) / args.K;
 }
 
-/// The codes, scales and shifts that a thread reads first. Kernels fetch what follows the codes that they multiply, but
-/// the first of a thread nobody has fetched: from memory, a sixteenth of 576 x 576 int4 weights takes 2 us, each
-/// following one 0.4 us.
+/// The packed codes, scales and shifts that a thread reads first. Kernels fetch what follows the codes that they
+/// multiply, but the first of a thread nobody has fetched: from memory, a sixteenth of 576 x 576 int4 weights takes 2
+/// us, each following one 0.4 us. Codes of 8 bits, more bytes for the same work, gain nothing by it.
 class FirstCodes {
  public:
   FirstCodes(const MatmulArgs& args, std::int64_t units)
       : args_(args),
         units_(units),
         bits_(qtype_info(args.qtype).bits),
-        wanted_(args.M <= kMostRows && args.K <= kLongestStripe && args.planes == nullptr) {}
+        wanted_(is_affine(args.qtype) && args.M <= kMostRows && args.K <= kLongestStripe && args.planes == nullptr) {}
 
   /// Those of `unit`; nothing if the thread has just done the unit before it.
   void fetch_for(std::int64_t unit) const {
     if (!wanted_ || last_end == codes_of(unit)) return;
     last_end = codes_of(unit);
     fetch(last_end, std::min<std::int64_t>(kFetched, codes_of(units_) - last_end));
-    const int fields = is_affine(args_.qtype) ? 8 / bits_ : 1;
+    const int fields = 8 / bits_;
     for (int field = 0; field < fields; ++field) fetch_scales(unit, field, fields);
   }
   /// To be told up to where the thread came.
@@ -166,12 +167,10 @@ class FirstCodes {
     for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 0);
   }
   void fetch_scales(std::int64_t unit, int field, int fields) const {
-    if (args_.scale_step == 0) return;
-    const std::int64_t all = args_.N * (is_affine(args_.qtype) ? args_.groups : 1) / fields;
+    const std::int64_t all = args_.N * args_.groups / fields;
     const std::int64_t first = field * all + all * unit / units_, count = all / units_;
     const auto size = static_cast<std::int64_t>(dtype_size(args_.scale_dtype));
     fetch(static_cast<const std::uint8_t*>(args_.scale) + first * size, count * size);
-    if (args_.shift == nullptr) return;
     const std::int64_t shift_size = args_.shift_kind == ShiftKind::floating ? size : 1;
     fetch(static_cast<const std::uint8_t*>(args_.shift) + first * shift_size, count * shift_size);
   }
