@@ -447,6 +447,27 @@ TEST(MatmulInt8, ResultsAreTheSameBytesOnEveryInstructionSet) {
   }
 }
 
+/// Instructions that round to bfloat16 may take subnormal numbers for zero and have NaNs of their own.
+TEST(MatmulInt8, SubnormalAndInfiniteResultsAreTheSameBytesOnEveryInstructionSet) {
+  constexpr float kInf = std::numeric_limits<float>::infinity();
+  for (const bool per_row_scale : {false, true}) {
+    for (const float scale : {0.0f, 1e-44f, 1e-40f, 1e-37f, 1e-30f, 1e30f, 3e38f, kInf, -kInf, kInf - kInf}) {
+      for (const bool with_bias : {false, true}) {
+        std::set<std::vector<std::uint8_t>> results;
+        for_each_isa([&] {
+          CaseShape s{QType::qint8, DType::bfloat16, DType::float32, 50, 67, 130};
+          s.with_bias = with_bias;
+          CodesCase c(QType::qint8, s, per_row_scale);
+          store_float(c.x_scale_data(), DType::float32, per_row_scale ? 7 : 0, scale);
+          c.run();
+          results.insert(c.result());
+        });
+        EXPECT_EQ(results.size(), 1u) << scale << (per_row_scale ? " of a row" : "") << (with_bias ? " bias" : "");
+      }
+    }
+  }
+}
+
 TEST(MatmulFloat8, SpecialCodesBehaveAsTheirValues) {
   for_each_isa([] {
     for (const std::int64_t M : {1, 5, 40}) {
