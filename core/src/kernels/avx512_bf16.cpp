@@ -29,44 +29,20 @@ constexpr MatmulKernel kBf16Panel =
 template <class Columns>
 constexpr MatmulKernel kBf16Lanes = ChannelLanes<Columns>::kKernel;
 
-template <class Columns, std::int64_t kFewestRows, std::int64_t kMostRows>
-constexpr MatmulKernel kBf16Quarters = QuarterLanes<Columns, kFewestRows, kMostRows>::kKernel;
-
-template <class Columns, std::int64_t... kRowCounts>
-constexpr MatmulKernel kBf16Pairs = PairLanes<Columns, kRowCounts...>::template kKernel<>;
-
 template <QType kQType, bool kPacked = is_affine_qtype(kQType)>
 struct Cell {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Pairs<Bf16Columns<kQType>, 2, 3, 4, 5, 6, 7, 8>,
+      PairLanes<Bf16Columns<kQType>, 2, 3, 4, 5, 6, 7, 8>::template kKernel<>,
       kBf16Lanes<Bf16Columns<kQType>>,
       kBf16Panel<kQType>,
       kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
   };
 };
-template <>
-struct Cell<QType::qint4, true> {
-  static constexpr QType kQType = QType::qint4;
+template <QType kQType>
+struct Cell<kQType, true> {
   static constexpr MatmulKernel kKernels[] = {
-      kBf16Quarters<Bf16Columns<kQType>, 2, 8>,
-      kBf16Quarters<OneField<Bf16Columns<kQType>>, 2, 8>,
-      kBf16Lanes<Bf16Columns<kQType>>,
-      kBf16Lanes<OneField<Bf16Columns<kQType>>>,
-      kBf16Panel<kQType>,
-      kFewRowsKernel<Bf16Dots<kQType>, DType::bfloat16, kFewestPanelRows - 1>,
-      kFewRowsKernel<OneField<Bf16Dots<kQType>>, DType::bfloat16, kFewestPanelRows - 1>,
-  };
-};
-template <>
-struct Cell<QType::qint2, true> {
-  static constexpr QType kQType = QType::qint2;
-  static constexpr MatmulKernel kKernels[] = {
-      kBf16Quarters<Bf16Columns<kQType>, 2, 4>,
-      kBf16Quarters<OneField<Bf16Columns<kQType>>, 2, 4>,
-      kBf16Quarters<Bf16Columns<kQType>, 7, 8>,
-      kBf16Quarters<OneField<Bf16Columns<kQType>>, 7, 8>,
-      kBf16Pairs<Bf16Columns<kQType>, 5>,
-      kBf16Pairs<OneField<Bf16Columns<kQType>>, 5>,
+      QuarterLanes<Bf16Columns<kQType>>::kKernel,
+      QuarterLanes<OneField<Bf16Columns<kQType>>>::kKernel,
       kBf16Lanes<Bf16Columns<kQType>>,
       kBf16Lanes<OneField<Bf16Columns<kQType>>>,
       kBf16Panel<kQType>,

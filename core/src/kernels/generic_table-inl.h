@@ -52,14 +52,14 @@ constexpr MatmulKernel kLanesKernel = ChannelLanes<FloatColumns<kQType, kDType>>
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kOneFieldLanesKernel = ChannelLanes<OneField<FloatColumns<kQType, kDType>>>::kKernel;
 
-/// Where pairs of lanes are better than either few_rows-inl.h or whole vectors of channels: six and eight rows of codes
+/// Where pairs of lanes are better than either few_rows-inl.h or whole vectors of channels: six rows and more of codes
 /// of two bits have sums enough in channel_lanes-inl.h.
 template <class Columns, QType kQType>
 struct PairsOf : PairLanes<Columns, 3, 4, 5, 6, 7, 8> {};
 template <class Columns>
 struct PairsOf<Columns, QType::qint8> : PairLanes<Columns, 4, 5, 6, 7, 8> {};
 template <class Columns>
-struct PairsOf<Columns, QType::qint2> : PairLanes<Columns, 3, 4, 5, 7> {};
+struct PairsOf<Columns, QType::qint2> : PairLanes<Columns, 3, 4, 5> {};
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kPairsKernel =
     PairsOf<FloatColumns<kQType, DType::float32>, kQType>::template kKernel<FloatColumns<kQType, kDType>>;

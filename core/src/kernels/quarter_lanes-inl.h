@@ -53,14 +53,14 @@ struct QuarterColumns {
   }
 };
 
-template <class Columns, std::int64_t kFewestRows, std::int64_t kMostRows>
-struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Columns, QuarterColumns::kStripes> {
+template <class Columns>
+struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::kStripes> {
   using Sets = LaneSets<QuarterLanes, Columns, QuarterColumns::kStripes>;
   using Sets::kFields, Sets::kSetStripes, Sets::kSetsPerUnit, Sets::kVectors;
   using typename Sets::SetsScratch;
   static constexpr std::int64_t kChunk = kVectorBytes;
+  static constexpr std::int64_t kFewestRows = 2, kMostRows = 8;
   static_assert(is_affine_qtype(Columns::kQType) && kMostRows <= kRowsAtOnce);
-  static constexpr std::int64_t kMostStraddlingRows = 4;  // see supports()
 
   /// What prepare() leaves for run(): the activations of a chunk, row after row, in kVectors vectors each, of which
   /// lane i meets column i; the sums of their groups; whether every one is of a magnitude that this kernel serves.
@@ -286,11 +286,10 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kFewestRows, kMostRows>, Co
     });
   }
 
-  /// Groups have to end where chunks or their halves do. Sums are scaled twice as often where chunks straddle groups.
+  /// Groups have to end where chunks or their halves do.
   static bool supports(const MatmulArgs& a) {
-    const std::int64_t step = a.M <= kMostStraddlingRows ? kChunk / 2 : kChunk;
     return a.M >= kFewestRows && a.M <= kMostRows && a.N % kFields == 0 &&
-           (Columns::kTakesAllValues || !a.special_values) && (a.groups == 1 || a.group_size % step == 0);
+           (Columns::kTakesAllValues || !a.special_values) && (a.groups == 1 || a.group_size % (kChunk / 2) == 0);
   }
 
   static constexpr MatmulKernel kKernel = {kIsOneField<Columns> ? "quarter_lanes_by_field" : "quarter_lanes",
