@@ -86,7 +86,7 @@ class TestFrozenLinear:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("weights", [qint8, qint4, qint2])
-def test_int8_activations_run_two_operators(weights: Any, dtype: torch.dtype) -> None:
+def test_int8_activations_cost_few_calls(weights: Any, dtype: torch.dtype) -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 64, dtype=dtype))
     quantize(model, weights=weights, activations=qint8)
     x = torch.randn(1, 64, dtype=dtype)
@@ -98,7 +98,10 @@ def test_int8_activations_run_two_operators(weights: Any, dtype: torch.dtype) ->
         with _Operators() as operators:
             model[0](x)
         calls = _python_calls(lambda: model[0](x))
-    assert operators.names == ["quanto.quantize_symmetric.default", f"quanto.linear_codes_{_kind(weights)}.default"]
+    # One that quantizes and one that multiplies, if not one for both.
+    assert len(operators.names) <= 2, operators.names
+    assert operators.names[-1].startswith("quanto.linear_"), operators.names
+    assert operators.names[-1].endswith(f"_{_kind(weights)}.default"), operators.names
     assert len(calls) <= 16, calls
 
 
