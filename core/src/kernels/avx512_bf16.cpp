@@ -97,11 +97,11 @@ constexpr void fill_float8_cells(KernelTable& table) {
 }
 
 /// Up to where lookups take so much of the time that half as many are worth as many dot products as multiply-adds.
-constexpr std::int64_t most_split_rows(QType qtype) { return qtype == QType::qint2 ? 2 : 1; }
+constexpr std::int64_t kMostSplitRows = 2;
 template <QType kQType>
 constexpr MatmulKernel kSplitKernels[] = {
-    kFewRowsKernel<SplitFloat16Dots<kQType>, DType::float16, most_split_rows(kQType)>,
-    kFewRowsKernel<OneField<SplitFloat16Dots<kQType>>, DType::float16, most_split_rows(kQType)>,
+    kFewRowsKernel<SplitFloat16Dots<kQType>, DType::float16, kMostSplitRows>,
+    kFewRowsKernel<OneField<SplitFloat16Dots<kQType>>, DType::float16, kMostSplitRows>,
 };
 
 template <QType kQType>

@@ -72,12 +72,12 @@ struct LaneSets {
   };
 
   /// What multiply() starts with: the totals that a block's products are added to, its codes, and what is fetched
-  /// meanwhile.
-  template <int kSets, int kFirst, int kFieldsNow>
+  /// meanwhile, into which caches: see StripeFetch.
+  template <int kSets, int kFirst, int kFieldsNow, int kLocality = 3>
   struct Block {
     FloatLanes* totals[kSets][kFieldsNow];
     const std::uint8_t* codes;
-    StripeFetch<3> fetch;
+    StripeFetch<kLocality> fetch;
     int bit;  ///< where the codes of a byte start, of OneField
 
     QUANTO_INLINE Block(const SetsScratch& scratch, const SetsBlock& b)

@@ -1,5 +1,5 @@
-// The kernel for a few rows, more than one, of packed codes with AVX-512: a lane has four codes of a channel, the four
-// lanes of 128 bits, a quarter of a vector, are four channels, and quarters are neighbours along K.
+// The kernel for a few rows of packed codes with AVX-512: a lane has four codes of a channel, the four lanes of 128
+// bits, a quarter of a vector, are four channels, and quarters are neighbours along K.
 //
 // Four stripes of 64 bytes become such columns by eight shuffles within quarters, which AMD's cores do on all four of
 // their vector ports, beside dot products and without a store. The activations lie as neighbours too, and a shuffle of
@@ -59,7 +59,11 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
   using Sets::kFields, Sets::kSetStripes, Sets::kSetsPerUnit, Sets::kVectors;
   using typename Sets::SetsScratch;
   static constexpr std::int64_t kChunk = kVectorBytes;
-  static constexpr std::int64_t kFewestRows = 2, kMostRows = 8;
+  static constexpr std::int64_t kMostRows = 8;
+  /// Of a single row. Its codes are fetched past the outer caches, as in few_rows, sixteen stripes ahead of those that
+  /// are multiplied: as many have to fit the L1 cache. With 4096 int2 takes 1.06 times as long as few_rows, with 2048
+  /// 0.97, with 576 0.8.
+  static constexpr std::int64_t kLongestSingleStripe = 2048;
   static_assert(is_affine_qtype(Columns::kQType) && kMostRows <= kRowsAtOnce);
 
   /// What prepare() leaves for run(): the activations of a chunk, row after row, in kVectors vectors each, of which
@@ -178,7 +182,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
   static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
     const typename Columns::X* x = Prepared(a).x(0, b.k / kChunk);
     Sums<kSets, kFirst, kFieldsNow, kRows> sums;
-    typename Sets::template Block<kSets, kFirst, kFieldsNow> block(scratch, b);
+    typename Sets::template Block<kSets, kFirst, kFieldsNow, kRows == 1 ? 0 : 3> block(scratch, b);
     const auto add_chunks = [&](std::int64_t count) __attribute__((always_inline)) {
       for (; count > 0; --count, block.codes += kChunk, x += kRows * kVectors) {
         if constexpr (kFirst == 0) {
@@ -212,10 +216,8 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
 
   template <int kRows = kMostRows>
   static void multiply_rows(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
-    if constexpr (kRows >= kFewestRows) {
-      if (a.M == kRows) return Sets::template multiply_unit<kRows>(a, u, scratch);
-      multiply_rows<kRows - 1>(a, u, scratch);
-    }
+    if (a.M == kRows) return Sets::template multiply_unit<kRows>(a, u, scratch);
+    if constexpr (kRows > 1) multiply_rows<kRows - 1>(a, u, scratch);
   }
 
   static QUANTO_INLINE void transpose_set(const __m512i (&stripes)[kSetStripes], BitLanes (&columns)[4]) {
@@ -288,8 +290,9 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
 
   /// Groups have to end where chunks or their halves do.
   static bool supports(const MatmulArgs& a) {
-    return a.M >= kFewestRows && a.M <= kMostRows && a.N % kFields == 0 &&
-           (Columns::kTakesAllValues || !a.special_values) && (a.groups == 1 || a.group_size % (kChunk / 2) == 0);
+    if (a.M == 1 && (kIsOneField<Columns> || a.K > kLongestSingleStripe)) return false;
+    return a.M <= kMostRows && a.N % kFields == 0 && (Columns::kTakesAllValues || !a.special_values) &&
+           (a.groups == 1 || a.group_size % (kChunk / 2) == 0);
   }
 
   static constexpr MatmulKernel kKernel = {kIsOneField<Columns> ? "quarter_lanes_by_field" : "quarter_lanes",
