@@ -81,7 +81,9 @@ TEST(SharedWork, CutsEqualPartsIntoPiecesThatShrink) {
       EXPECT_LE(end - begin, longest);
       EXPECT_TRUE(end <= size / 2 || begin >= size / 2);
       longest = end - begin;
-      if (end == size / 2 || end == size) EXPECT_EQ(longest, 1);
+      if (end == size / 2 || end == size) {
+        EXPECT_EQ(longest, 1);
+      }
     }
   }
 }
