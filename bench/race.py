@@ -110,6 +110,7 @@ class Process:
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
+            start_new_session=True,  # an interrupt is for the race, which ends its processes itself
         )
 
     def ask(self, **request: Any) -> dict[str, Any]:
@@ -360,6 +361,7 @@ def main() -> int:
     """Run the races."""
     options = parse()
     race = Race(options)
+    run = about(options, race.versions())
     rows: list[Row] = []
     try:
         for cell in itertools.product(options.weights, options.activations, options.shapes):
@@ -368,7 +370,6 @@ def main() -> int:
                 rows.append(row)
     except KeyboardInterrupt:
         print("race: stopped; what it found so far is kept", file=sys.stderr)
-    run = about(options, race.versions())
     race.close()
     raise_peaks(rows)
     if options.json:
