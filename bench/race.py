@@ -148,6 +148,12 @@ def peak_of(roof: dict[str, float], activations: str) -> float:
     return max(roof[kind] for kind in ["fp32", *kinds] if kind in roof)
 
 
+def share_of_roof(row: Row) -> float:
+    """Percent of its time that a layer needs at least, by the read speed and the peak of the row."""
+    K, N = map(int, row.shape.split("x"))
+    return 100 * max(row.gbytes / row.read, K * N * row.rows / (1e6 * row.peak * row.ms))
+
+
 class Race:
     """The processes, and the races between them."""
 
@@ -187,13 +193,13 @@ class Race:
         slow: set[str] = set()
         for M in self.options.rows:
             rows = {r: Row(weights, activations, shape, M, r) for r in prepared if r not in slow}
-            yield from self._heat(rows, prepared, M, K * N * M)
+            yield from self._heat(rows, prepared, M)
             slow |= {r for r, row in rows.items() if row.failed or row.ms > 1e3 * self.options.limit}
         for racer in prepared:
             home, contender = RACERS[racer]
             self.workers[home].ask(do="drop", contender=contender)
 
-    def _heat(self, rows: dict[str, Row], sizes: dict[str, int], M: int, macs: int) -> Iterator[Row]:
+    def _heat(self, rows: dict[str, Row], sizes: dict[str, int], M: int) -> Iterator[Row]:
         calls, seconds = {}, {racer: [] for racer in rows}  # type: ignore[var-annotated]
         for racer in list(rows):
             first = min((self._ask(racer, "run", M=M, calls=1).get("seconds", 0.0) for _ in range(2)), default=0.0)
@@ -211,18 +217,17 @@ class Race:
         roof = {kind: (statistics.median if kind == "read" else max)(r[kind] for r in roofs) for kind in roofs[0]}
         for racer, row in rows.items():
             if not row.failed:
-                self._finish(row, seconds[racer], roof, sizes[racer], macs)
+                self._finish(row, seconds[racer], roof, sizes[racer])
             yield row
 
-    def _finish(self, row: Row, seconds: list[float], roof: dict[str, float], size: int, macs: int) -> None:
+    def _finish(self, row: Row, seconds: list[float], roof: dict[str, float], size: int) -> None:
         median = statistics.median(seconds)
         low, _, high = statistics.quantiles(seconds, n=4)
         row.ms = 1e3 * median
         row.spread = 100 * (high - low) / median
         row.gbytes = size / median / 1e9
-        peak = peak_of(roof, row.activations)
-        row.read, row.peak = roof["read"] / 1e9, peak / 1e9
-        row.roof = 100 * max(size / roof["read"], macs / peak) / median
+        row.read, row.peak = roof["read"] / 1e9, peak_of(roof, row.activations) / 1e9
+        row.roof = share_of_roof(row)
         answer = self._ask(row.racer, "check", M=row.rows)
         row.error = answer.get("error", float("nan"))
 
@@ -281,9 +286,8 @@ def raise_peaks(rows: list[Row]) -> None:
         peak = max(other.peak for other in rows if other.activations == row.activations)
         if row.failed or peak <= row.peak:
             continue
-        K, N = map(int, row.shape.split("x"))
         row.peak = peak
-        row.roof = 100 * max(row.gbytes / row.read, K * N * row.rows / (peak * 1e6 * row.ms))
+        row.roof = share_of_roof(row)
 
 
 def merge(path: Path, run: dict[str, Any], rows: list[Row]) -> dict[str, Any]:
