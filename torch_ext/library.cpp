@@ -41,6 +41,9 @@ STABLE_TORCH_LIBRARY(quanto, m) {
   m.def("mse_scale(Tensor counts, Tensor exponent, str qtype) -> Tensor");
   m.def("pack(Tensor self, int bits) -> Tensor");
   m.def("all_finite(Tensor base) -> Tensor");
+  // `weight` may be a quantized one, which calls one of the operators below: what a traced module calls, so that the
+  // guards of compiled code ask a weight for its parts and nothing else. Its implementation is in Python.
+  m.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def("linear_qbytes(Tensor input, Tensor data, Tensor scale, Tensor? bias) -> Tensor");
   m.def(
       "linear_qbits(Tensor input, Tensor data, Tensor scale, Tensor shift, int bits, int group_size, "

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.testing import CompileCounter
 from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 
@@ -73,6 +74,35 @@ def test_layers_share_one_graph(weights, activations):
         for rows in (5, 6, 7):
             model(torch.randn(rows, 64))
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("weights", ["qint8", "qint4", "qfloat8"])
+def test_guards_ask_a_weight_for_its_parts_and_nothing_else(weights, without_gradients):
+    layer = quantized(torch.nn.Sequential(torch.nn.Linear(64, 48)), weights, None, torch.randn(4, 64))
+    parts = set(layer[0].weight.__tensor_flatten__()[0])
+    sources: set[str] = set()
+    graphs = []
+
+    def keep_graph(graph, inputs):
+        graphs.append(graph)
+        return aot_eager(graph, inputs)
+
+    def keep_sources(guards):
+        sources.update(guard.name for guard in guards)
+        return [True] * len(guards)
+
+    compiled = torch._dynamo.optimize(keep_graph, nopython=True, guard_filter_fn=keep_sources)(layer)
+    x = torch.randn(4, 64)
+    with without_gradients():
+        assert torch.equal(compiled(x), layer(x))
+    weight = next(name for name in sources if name.endswith("_parameters['weight']"))
+    asked = {name.removeprefix(weight + ".") for name in sources if name.startswith(weight + ".")}
+    assert parts <= asked <= parts | {"__tensor_flatten__()[0]"}
+    # Two layers with weights of the same type would be compared with each other by Python code.
+    assert not any(name.startswith("type(") for name in sources)
+    calls = [node.target for node in graphs[0].graph.nodes if node.op == "call_function"]
+    assert calls == [torch.ops.quanto.linear]
 
 
 def test_gradients_equal_eager(qtype_name, activations):

@@ -229,6 +229,19 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
     }
   }
 
+  /// Adds what the shifts of sixteen groups, from j on, contribute to the sums of four channels.
+  static QUANTO_INLINE void add_shifts(const Prepared& p, std::int64_t j, const BitLanes (&minus_offset)[4],
+                                       FloatLanes* totals) {
+    for (std::int64_t m = 0; m < p.rows; ++m) {
+      const auto x = load<FloatLanes>(p.sums_of(m) + j, kLanes);
+      FloatLanes total = j == 0 ? FloatLanes{} : totals[m];
+      total = multiply_add((FloatLanes)minus_offset[0], QuarterColumns::repeat<0>(x), total);
+      total = multiply_add((FloatLanes)minus_offset[1], QuarterColumns::repeat<1>(x), total);
+      total = multiply_add((FloatLanes)minus_offset[2], QuarterColumns::repeat<2>(x), total);
+      totals[m] = multiply_add((FloatLanes)minus_offset[3], QuarterColumns::repeat<3>(x), total);
+    }
+  }
+
   /// Reads the scales of kSetStripes channels, from n on, or of as many as there are, and starts their sums with what
   /// their shifts contribute.
   template <bool kWhole>
@@ -247,25 +260,63 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
       transpose_set(scale, columns);
       QUANTO_UNROLL for (int i = 0; i < 4; ++i) store(out + (j + 4 * i) * kSetStripes, columns[i], kLanes);
       transpose_set(minus_offset, columns);
-      for (std::int64_t m = 0; m < p.rows; ++m) {
-        const auto x = load<FloatLanes>(p.sums_of(m) + j, kLanes);
-        FloatLanes total = j == 0 ? FloatLanes{} : totals[m];
-        total = multiply_add((FloatLanes)columns[0], QuarterColumns::repeat<0>(x), total);
-        total = multiply_add((FloatLanes)columns[1], QuarterColumns::repeat<1>(x), total);
-        total = multiply_add((FloatLanes)columns[2], QuarterColumns::repeat<2>(x), total);
-        totals[m] = multiply_add((FloatLanes)columns[3], QuarterColumns::repeat<3>(x), total);
-      }
+      add_shifts(p, j, columns, totals);
     });
   }
 
+  /// The scales of a set that has few groups, all of which lie in two vectors: start_set would transpose mostly
+  /// nothing, from twice as many loads.
+  struct FewGroups {
+    static constexpr std::int64_t kMost = 2 * kLanes / kSetStripes;
+
+    std::int64_t groups;
+    __m512i places;       ///< of column 0; those of the next one follow each
+    __mmask16 filled[4];  ///< lanes of each column that have a group
+
+    explicit FewGroups(const MatmulArgs& a) : groups(a.groups) {
+      const __m512i lane = (__m512i)lane_numbers(), channel = _mm512_and_epi32(lane, _mm512_set1_epi32(3));
+      const __m512i group = _mm512_xor_epi32(lane, channel);
+      places = _mm512_add_epi32(_mm512_mullo_epi32(channel, _mm512_set1_epi32(static_cast<int>(groups))), group);
+      for (int i = 0; i < 4; ++i) {
+        filled[i] = _mm512_cmplt_epi32_mask(group, _mm512_set1_epi32(static_cast<int>(groups) - i));
+      }
+    }
+    template <int kColumn>
+    QUANTO_INLINE FloatLanes column(FloatLanes low, FloatLanes high) const {
+      const __m512i at = _mm512_add_epi32(places, _mm512_set1_epi32(kColumn));
+      return (FloatLanes)_mm512_maskz_permutex2var_ps(filled[kColumn], (__m512)low, at, (__m512)high);
+    }
+    QUANTO_INLINE void start_set(const MatmulArgs& a, std::int64_t n, float factor, float* out,
+                                 FloatLanes* totals) const {
+      const std::int64_t row = n * groups, values = kSetStripes * groups;
+      ScaleOffsets low = scale_offsets(a, row, static_cast<int>(smaller(values, kLanes))), high = {};
+      if (values > kLanes) high = scale_offsets(a, row + kLanes, static_cast<int>(values - kLanes));
+      low.scale *= factor;
+      high.scale *= factor;
+      store(out, column<0>(low.scale, high.scale), kLanes);
+      store(out + kLanes, column<1>(low.scale, high.scale), kLanes);
+      store(out + 2 * kLanes, column<2>(low.scale, high.scale), kLanes);
+      store(out + 3 * kLanes, column<3>(low.scale, high.scale), kLanes);
+      low.offset = -low.offset;
+      high.offset = -high.offset;
+      const BitLanes columns[4] = {
+          (BitLanes)column<0>(low.offset, high.offset), (BitLanes)column<1>(low.offset, high.offset),
+          (BitLanes)column<2>(low.offset, high.offset), (BitLanes)column<3>(low.offset, high.offset)};
+      add_shifts(Prepared(a), 0, columns, totals);
+    }
+  };
+
   static void start_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
+    const FewGroups few(a);
     for (int field = 0; field < kFields; ++field) {
       for (std::int64_t set = 0; set < kSetsPerUnit; ++set) {
         const std::int64_t n = field * stripe_count<Columns>(a) + first + set * kSetStripes;
         const std::int64_t channels = count - set * kSetStripes;
         float* scales = scratch.scales_of(set, field);
         FloatLanes* totals = scratch.totals_of(set, field);
-        if (channels >= kSetStripes) {
+        if (channels >= kSetStripes && few.groups <= FewGroups::kMost) {
+          few.start_set(a, n, Columns::field_factor(field), scales, totals);
+        } else if (channels >= kSetStripes) {
           start_set<true>(a, n, kSetStripes, Columns::field_factor(field), scales, totals);
         } else {
           start_set<false>(a, n, channels, Columns::field_factor(field), scales, totals);

@@ -13,6 +13,7 @@ from .qmodule import QModuleMixin, linear_kernel, register_qmodule
 
 __all__ = ["QLinear"]
 
+_is_traced = torch.compiler.is_dynamo_compiling
 _WEIGHTS = (WeightQBitsTensor, WeightQBytesTensor)
 
 
@@ -79,20 +80,40 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         self.quantizes_input = self.activation_qtype is not None
 
     def forward(self, input: Tensor) -> Tensor:
+        if _is_traced():
+            return self.traced_forward(input)
         # What self.weight and self.bias find, without Module.__getattr__: that costs as much as the rest of this.
         parameters = self._parameters
         weight: Tensor | None = parameters.get("weight")
         kind: Any = type(weight)
         if kind not in _WEIGHTS or "bias" not in parameters or self.dynamic_qtype is not None:
-            return linear(self, self.quantize_input(self, (input,))[0] if self.quantizes_input else input)
+            return self.general_forward(input)
         bias = parameters["bias"]
         if self.quantizes_input:
-            scale: Any = self._buffers["input_scale"]
-            if _takes_codes_of(input, weight, bias, scale):
-                assert self.activation_qtype is not None
-                return kind.linear_quantizing(weight, input, self.activation_qtype.dtype, scale, bias)
-            input = self.quantize_input(self, (input,))[0]
+            return self.quantizing_forward(input, weight, bias)
         return kind.linear(weight, input, bias)  # asking the weight would look into its dict first
+
+    def general_forward(self, input: Tensor) -> Tensor:
+        """`forward` in every case, without its shortcuts."""
+        return linear(self, self.quantize_input(self, (input,))[0] if self.quantizes_input else input)
+
+    def quantizing_forward(self, input: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+        """`forward` with a quantized weight, where inputs are quantized too."""
+        scale: Any = self._buffers["input_scale"]
+        if _takes_codes_of(input, weight, bias, scale):
+            assert self.activation_qtype is not None
+            return weight.linear_quantizing(input, self.activation_qtype.dtype, scale, bias)
+        return weight.linear(self.quantize_input(self, (input,))[0], bias)
+
+    def traced_forward(self, input: Tensor) -> Tensor:
+        """`forward` for TorchDynamo. What it reads becomes guards, which each call of the compiled code checks, in
+        memory that the weights have pushed out of the caches. So it asks the weight for nothing."""
+        weight = self.weight
+        if torch.is_grad_enabled() or not isinstance(weight, _WEIGHTS) or self.dynamic_qtype is not None:
+            return self.general_forward(input)
+        if self.quantizes_input:
+            return self.quantizing_forward(input, weight, self.bias)
+        return torch.ops.quanto.linear(input, weight, self.bias)
 
 
 def _takes_codes_of(input: Tensor, weight: Any, bias: Tensor | None, scale: Any) -> bool:

@@ -1,6 +1,6 @@
 """The operators as compositions of ordinary torch operators, for every device without kernels of its own.
 
-`torch.compile` fuses them there. On the CPU they never run: the compiled library serves it.
+`torch.compile` fuses them there. On the CPU they never run, but for `linear`: the compiled library serves it.
 """
 
 import math
@@ -278,6 +278,12 @@ def qbytes_mm(A: Tensor, B: Tensor, scales: Tensor) -> Tensor:
     return linear_qbytes(A.to(scales.dtype), B, scales, None)
 
 
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer: the weight's own, if it has one, else torch's. It serves the CPU too, and has gradients."""
+    own = getattr(weight, "linear", None)
+    return torch.nn.functional.linear(input, weight, bias) if own is None else own(input, bias)
+
+
 def linear_qbytes(input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     weight = dequantize_symmetric(data, scale).to(input.dtype)
     return torch.nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
@@ -435,6 +441,7 @@ def embedding_qbits(
 
 def register() -> None:
     """Register every composition for the devices that have no kernel of their own."""
+    torch.library.impl("quanto::linear", "CompositeImplicitAutograd", linear)
     for composition in (
         quantize_symmetric,
         quantize_affine,

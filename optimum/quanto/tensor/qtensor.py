@@ -71,6 +71,8 @@ class QTensor(WrapperTensor):
     def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if func is torch.ops.quanto.linear.default:
+            return _linear(*args)
         if func.overloadpacket is torch.ops.aten.embedding and hasattr(args[0], "embedding"):
             return args[0].embedding(args[1])  # its other arguments are about gradients
         return super().__torch_dispatch__(func, types, args, kwargs)

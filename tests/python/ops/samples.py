@@ -175,6 +175,13 @@ def _linear() -> Iterator[Sample]:
                 yield from _linear_qbits(name, x, base, with_bias)
 
 
+def _linear_of_floats() -> Iterator[Sample]:
+    for dtype in DTYPES:
+        weight, bias = torch.randn(5, 8).to(dtype), torch.randn(5).to(dtype)
+        yield Sample("linear", (torch.randn(3, 8).to(dtype), weight, bias), f"{str(dtype)[6:]}-bias")
+        yield Sample("linear", (torch.randn(2, 3, 8).to(dtype), weight, None), str(dtype)[6:])
+
+
 def _linear_qbytes(name: str, x: Tensor, base: Tensor, bias: Tensor | None) -> Iterator[Sample]:
     for qtype, code_dtype in CODES.items():
         axis = 0 if base.shape[0] > 1 and qtype != "qfloat8_e5m2" else None
@@ -349,7 +356,7 @@ def _embedding_qbits(name: str, indices: Tensor, base: Tensor, group_size: int) 
 def all_samples() -> list[Sample]:
     torch.manual_seed(0)
     exact = [*_symmetric(), *_per_token(), *_affine(), *_packing(), *_histograms(), *_embedding()]
-    return [*exact, *_linear(), *_linear_codes(), *_linear_quantizing(), *_qbytes_mm(), *_conv()]
+    return [*exact, *_linear(), *_linear_codes(), *_linear_quantizing(), *_qbytes_mm(), *_conv(), *_linear_of_floats()]
 
 
 def few(samples: list[Sample], wanted: Callable[[Sample], bool] = lambda _: True, step: int = 23) -> list[Sample]:

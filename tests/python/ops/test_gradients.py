@@ -29,7 +29,7 @@ from optimum.quanto.tensor import linear_per_token
 QUANTO = torch.ops.quanto
 
 # What each operator's gradient is: a slope (of the function in `ops` that calls it), that of the identity, or none.
-SLOPE = {"linear_qbytes", "linear_qbits", "conv_qbytes", "conv_qbits"}
+SLOPE = {"linear", "linear_qbytes", "linear_qbits", "conv_qbytes", "conv_qbits"}
 STRAIGHT_THROUGH = {
     *("quantize_symmetric", "quantize_affine", "quantize_affine_packed"),
     *("dequantize_symmetric", "dequantize_affine"),
@@ -78,6 +78,15 @@ def packed_weight(base, bits, group_size, kind):
     if kind == "integer":
         shift = (shift / scale).round().clamp(0, 2**bits - 1).to(torch.uint8)
     return QUANTO.quantize_affine_packed(base, bits, 0, group_size or None, scale, shift), scale, shift
+
+
+@float32_is_meant
+@pytest.mark.parametrize("qtype", ["qint8", "qint4", None])
+def test_linear(qtype):
+    weight = torch.randn(6, 64)
+    if qtype is not None:
+        weight = quantized_weight(weight, qtypes[qtype], 0, 32)
+    check(lambda x, bias: QUANTO.linear(x, weight, bias), torch.randn(3, 64), torch.randn(6))
 
 
 @float32_is_meant
