@@ -133,6 +133,21 @@ def test_exports_with_a_dynamic_batch(weights, activations):
         torch.testing.assert_close(program.module()(batch), plain(model(batch)), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("without_gradients", "strict"), [(torch.no_grad, True), (torch.no_grad, False), (torch.inference_mode, True)]
+)
+@pytest.mark.parametrize(("weights", "operator"), [("qint8", "linear_qbytes"), ("qint4", "linear_qbits")])
+def test_programs_call_the_operator_of_the_layout(weights, operator, without_gradients, strict):
+    x = torch.randn(4, 64)
+    model = quantized(torch.nn.Sequential(torch.nn.Linear(64, 48)), weights, None, x).eval()
+    with without_gradients():
+        program = torch.export.export(model, (x,), strict=strict)
+        calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+        assert getattr(torch.ops.quanto, operator).default in calls
+        assert torch.ops.quanto.linear.default not in calls
+        assert torch.equal(program.module()(x), model(x))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("weights", "activations"), [("qint8", None), ("qint4", None), ("qint8", "qint8")])
 def test_compiles_with_inductor(weights, activations):

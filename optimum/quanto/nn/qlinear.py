@@ -80,7 +80,7 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         self.quantizes_input = self.activation_qtype is not None
 
     def forward(self, input: Tensor) -> Tensor:
-        if _is_traced():
+        if _is_traced() and not torch.compiler.is_exporting():
             return self.traced_forward(input)
         # What self.weight and self.bias find, without Module.__getattr__: that costs as much as the rest of this.
         parameters = self._parameters
@@ -106,7 +106,7 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         return weight.linear(self.quantize_input(self, (input,))[0], bias)
 
     def traced_forward(self, input: Tensor) -> Tensor:
-        """`forward` for TorchDynamo. What it reads becomes guards, which each call of the compiled code checks, in
+        """`forward` for torch.compile. What it reads becomes guards, which each call of the compiled code checks, in
         memory that the weights have pushed out of the caches. So it asks the weight for nothing."""
         weight = self.weight
         if torch.is_grad_enabled() or not isinstance(weight, _WEIGHTS) or self.dynamic_qtype is not None:
