@@ -109,10 +109,12 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         """`forward` for torch.compile. What it reads becomes guards, which each call of the compiled code checks, in
         memory that the weights have pushed out of the caches. So it asks the weight for nothing."""
         weight = self.weight
-        if torch.is_grad_enabled() or not isinstance(weight, _WEIGHTS) or self.dynamic_qtype is not None:
+        if not isinstance(weight, _WEIGHTS) or self.dynamic_qtype is not None:
             return self.general_forward(input)
         if self.quantizes_input:
             return self.quantizing_forward(input, weight, self.bias)
+        if torch.is_grad_enabled():
+            return weight.linear(input, self.bias)
         return torch.ops.quanto.linear(input, weight, self.bias)
 
 
