@@ -11,6 +11,7 @@ elements, relative to the bound that an exact layer keeps.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -126,7 +127,8 @@ class Process:
 
     def close(self) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # of a process that has ended, with requests it never read
+            self.process.stdin.close()
         self.process.wait()
 
 
