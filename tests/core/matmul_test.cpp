@@ -72,7 +72,9 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
   }
   for (const std::int64_t M : {3, 37}) add(M, 68, 3200, 1600);  // groups deeper than one block of k
   for (const std::int64_t M : {2, 3, 4, 6, 8}) {
-    for (const std::int64_t group_size : {32, 64, 96, 128}) add(M, 76, 18 * group_size, group_size);
+    for (const std::int64_t group_size : {32, 64, 96, 128}) {
+      for (const std::int64_t groups : {6, 18}) add(M, 76, groups * group_size, group_size);
+    }
   }
   add(8, 20, 8832, 128);                                          // a few rows deeper than one block of k
   for (const std::int64_t M : {5, 8, 14}) add(M, 23, 8832, 128);  // the same where channels straddle fields
