@@ -103,8 +103,7 @@ def operator(weight: Tensor, weights: str, activations: str) -> Built:
     w: Any = layer.weight
     if weights in ("int4", "int2"):
         tensors = (w._data._data, w._scale, w._shift)
-        rest = (w._qtype.bits, w._group_size or 0, w.shape[0], None)
-        return Operator(torch.ops.quanto.linear_qbits.default, tensors, *rest), rows
+        return Operator(torch.ops.quanto.linear_qbits.default, tensors, None, w._qtype.bits), rows
     return Operator(torch.ops.quanto.linear_qbytes.default, (w._data, w._scale), None), rows
 
 

@@ -45,16 +45,16 @@ STABLE_TORCH_LIBRARY(quanto, m) {
   // guards of compiled code ask a weight for its parts and nothing else. Its implementation is in Python.
   m.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   m.def("linear_qbytes(Tensor input, Tensor data, Tensor scale, Tensor? bias) -> Tensor");
-  m.def(
-      "linear_qbits(Tensor input, Tensor data, Tensor scale, Tensor shift, int bits, int group_size, "
-      "int out_features, Tensor? bias) -> Tensor");
+  // Groups and output channels of packed codes follow from the shapes, and 4 bits go without saying: from Python every
+  // argument costs a tenth of a microsecond, an integer more than a tensor.
+  m.def("linear_qbits(Tensor input, Tensor data, Tensor scale, Tensor shift, Tensor? bias=None, int bits=4) -> Tensor");
   // Activations given as codes, with one scale or one for each row.
   m.def(
       "linear_codes_qbytes(Tensor input, Tensor input_scale, Tensor data, Tensor scale, Tensor? bias, "
       "ScalarType dtype) -> Tensor");
   m.def(
-      "linear_codes_qbits(Tensor input, Tensor input_scale, Tensor data, Tensor scale, Tensor shift, int bits, "
-      "int group_size, int out_features, Tensor? bias, ScalarType dtype) -> Tensor");
+      "linear_codes_qbits(Tensor input, Tensor input_scale, Tensor data, Tensor scale, Tensor shift, Tensor? bias, "
+      "ScalarType dtype, int bits=4) -> Tensor");
   // Activations that are quantized to `dtype` on the way, with that scale or one for each row; results have the dtype
   // of the weight's scales.
   m.def(
@@ -62,7 +62,7 @@ STABLE_TORCH_LIBRARY(quanto, m) {
       "Tensor? bias) -> Tensor");
   m.def(
       "linear_quantizing_qbits(Tensor input, ScalarType dtype, Tensor? input_scale, Tensor data, Tensor scale, "
-      "Tensor shift, int bits, int group_size, int out_features, Tensor? bias) -> Tensor");
+      "Tensor shift, Tensor? bias=None, int bits=4) -> Tensor");
   // padding: before and after each spatial dimension in turn.
   m.def(
       "conv_qbytes(Tensor input, Tensor data, Tensor scale, Tensor? bias, int[] stride, int[] padding, int[] dilation, "

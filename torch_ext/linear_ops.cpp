@@ -97,11 +97,11 @@ Tensor linear_qbytes_op(Tensor input, Tensor data, Tensor scale, std::optional<T
   return linear(kOp, input, w.view, bias);
 }
 
-Tensor linear_qbits_op(Tensor input, Tensor data, Tensor scale, Tensor shift, std::int64_t bits,
-                       std::int64_t group_size, std::int64_t out_features, std::optional<Tensor> bias) {
+Tensor linear_qbits_op(Tensor input, Tensor data, Tensor scale, Tensor shift, std::optional<Tensor> bias,
+                       std::int64_t bits) {
   constexpr const char* kOp = "linear_qbits";
-  const WeightTensors w = qbits_weight(kOp, std::move(data), std::move(scale), std::move(shift), bits, group_size,
-                                       out_features, in_features(kOp, input));
+  const WeightTensors w =
+      qbits_matrix(kOp, std::move(data), std::move(scale), std::move(shift), bits, in_features(kOp, input));
   return linear(kOp, input, w.view, bias);
 }
 
@@ -113,11 +113,10 @@ Tensor linear_codes_qbytes_op(Tensor input, Tensor input_scale, Tensor data, Ten
 }
 
 Tensor linear_codes_qbits_op(Tensor input, Tensor input_scale, Tensor data, Tensor scale, Tensor shift,
-                             std::int64_t bits, std::int64_t group_size, std::int64_t out_features,
-                             std::optional<Tensor> bias, ScalarType dtype) {
+                             std::optional<Tensor> bias, ScalarType dtype, std::int64_t bits) {
   constexpr const char* kOp = "linear_codes_qbits";
-  const WeightTensors w = qbits_weight(kOp, std::move(data), std::move(scale), std::move(shift), bits, group_size,
-                                       out_features, in_features(kOp, input));
+  const WeightTensors w =
+      qbits_matrix(kOp, std::move(data), std::move(scale), std::move(shift), bits, in_features(kOp, input));
   return linear_of_codes(kOp, input, input_scale, w.view, bias, dtype);
 }
 
@@ -129,11 +128,10 @@ Tensor linear_quantizing_qbytes_op(Tensor input, ScalarType dtype, std::optional
 }
 
 Tensor linear_quantizing_qbits_op(Tensor input, ScalarType dtype, std::optional<Tensor> input_scale, Tensor data,
-                                  Tensor scale, Tensor shift, std::int64_t bits, std::int64_t group_size,
-                                  std::int64_t out_features, std::optional<Tensor> bias) {
+                                  Tensor scale, Tensor shift, std::optional<Tensor> bias, std::int64_t bits) {
   constexpr const char* kOp = "linear_quantizing_qbits";
-  const WeightTensors w = qbits_weight(kOp, std::move(data), std::move(scale), std::move(shift), bits, group_size,
-                                       out_features, in_features(kOp, input));
+  const WeightTensors w =
+      qbits_matrix(kOp, std::move(data), std::move(scale), std::move(shift), bits, in_features(kOp, input));
   return linear_quantizing(kOp, input, dtype, input_scale, w, bias);
 }
 

@@ -55,6 +55,21 @@ WeightTensors qbits_weight(const char* op, Tensor data, Tensor scale, Tensor shi
   return t;
 }
 
+WeightTensors qbits_matrix(const char* op, Tensor data, Tensor scale, Tensor shift, std::int64_t bits,
+                           std::int64_t in_features) {
+  if (data.dim() != 2) fail(op, "data", shape_text(data), "2 dimensions");
+  const std::int64_t cols = data.size(1);
+  if (cols != in_features && (cols == 0 || in_features == 0 || in_features % cols != 0)) {
+    fail(op, "data", shape_text(data), "as many columns as a divisor of " + std::to_string(in_features));
+  }
+  const bool grouped = cols != in_features;
+  const std::int64_t groups = grouped ? in_features / cols : 1, count = scale.numel();
+  if (count % groups != 0)
+    fail(op, "scale", shape_text(scale), "a multiple of " + std::to_string(groups) + " elements");
+  return qbits_weight(op, std::move(data), std::move(scale), std::move(shift), bits, grouped ? cols : 0, count / groups,
+                      in_features);
+}
+
 std::optional<Tensor> bias_tensor(const char* op, const std::optional<Tensor>& bias, std::int64_t count,
                                   ScalarType dtype) {
   if (!bias.has_value()) return std::nullopt;

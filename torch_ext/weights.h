@@ -22,6 +22,11 @@ WeightTensors qbytes_weight(const char* op, Tensor data, Tensor scale);
 WeightTensors qbits_weight(const char* op, Tensor data, Tensor scale, Tensor shift, std::int64_t bits,
                            std::int64_t group_size, std::int64_t out_features, std::int64_t in_features);
 
+/// The same for a matrix whose groups and output channels follow from the shapes: `data` has a column for each weight
+/// of a group, `scale` an element for each group.
+WeightTensors qbits_matrix(const char* op, Tensor data, Tensor scale, Tensor shift, std::int64_t bits,
+                           std::int64_t in_features);
+
 /// A bias of `count` elements, contiguous and of that dtype.
 std::optional<Tensor> bias_tensor(const char* op, const std::optional<Tensor>& bias, std::int64_t count,
                                   ScalarType dtype);

@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM
 
 from optimum.quanto import Calibration, QTensor, freeze, quantize
+from optimum.quanto.tensor import wrapper
 
 
 ACTIVATIONS = [None, "qint8", "qfloat8_e4m3fn", "qfloat8_e5m2"]
@@ -155,6 +156,27 @@ def test_compiles_with_inductor(weights, activations):
     model = quantized(Block().bfloat16(), weights, activations, x)
     with torch.no_grad():
         torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=2e-2, atol=2e-2)
+
+
+def _hits_of_the_cache(model, x):
+    """How often a compilation that knows nothing but the cache of files finds something there."""
+    torch.compiler.reset()
+    counts = torch._dynamo.utils.counters["aot_autograd"]
+    counts.clear()
+    with torch.no_grad():
+        torch.compile(model)(x)
+    return counts["autograd_cache_hit"]
+
+
+@pytest.mark.slow
+def test_code_that_other_operators_compiled_is_not_used(monkeypatch):
+    x, model = torch.randn(4, 64), quantized(torch.nn.Sequential(torch.nn.Linear(64, 48)), "qint4", None, None)
+    monkeypatch.setattr(wrapper, "fingerprint", lambda: "of a test")
+    with torch._inductor.utils.fresh_cache():
+        assert _hits_of_the_cache(model, x) == 0
+        assert _hits_of_the_cache(model, x) == 1
+        monkeypatch.setattr(wrapper, "fingerprint", lambda: "of other operators")
+        assert _hits_of_the_cache(model, x) == 0
 
 
 @pytest.mark.parametrize("weights", ["qint8", "qint4"])

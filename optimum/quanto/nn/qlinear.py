@@ -14,6 +14,7 @@ from .qmodule import QModuleMixin, linear_kernel, register_qmodule
 __all__ = ["QLinear"]
 
 _is_traced = torch.compiler.is_dynamo_compiling
+_is_recorded = torch._C._is_tracing  # by torch.jit.trace, which compares the lines of calls with and without gradients
 _WEIGHTS = (WeightQBitsTensor, WeightQBytesTensor)
 
 
@@ -80,7 +81,8 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         self.quantizes_input = self.activation_qtype is not None
 
     def forward(self, input: Tensor) -> Tensor:
-        if _is_traced() and not torch.compiler.is_exporting():
+        traced = _is_traced()
+        if traced and not torch.compiler.is_exporting():
             return self.traced_forward(input)
         # What self.weight and self.bias find, without Module.__getattr__: that costs as much as the rest of this.
         parameters = self._parameters
@@ -91,7 +93,10 @@ class QLinear(QModuleMixin, torch.nn.Linear):
         bias = parameters["bias"]
         if self.quantizes_input:
             return self.quantizing_forward(input, weight, bias)
-        return kind.linear(weight, input, bias)  # asking the weight would look into its dict first
+        if traced or _is_recorded():
+            return kind.linear(weight, input, bias)
+        # Asking the weight for these would look into its dict first.
+        return kind.linear(weight, input, bias, kind.untraced_operator)
 
     def general_forward(self, input: Tensor) -> Tensor:
         """`forward` in every case, without its shortcuts."""

@@ -3,7 +3,7 @@
 from . import compositions, fakes
 from .conv import ConvWalk, PackedLayout, conv_qbits, conv_qbytes, runs_kernels
 from .embedding import embedding_qbits, embedding_qbytes
-from .library import active_isa, force_isa, isas, kernel_name, library_path, qtype_table
+from .library import active_isa, fingerprint, force_isa, isas, kernel_name, library_path, qtype_table
 from .linear import linear_qbits, linear_qbytes
 
 
@@ -15,6 +15,7 @@ __all__ = [
     "conv_qbytes",
     "embedding_qbits",
     "embedding_qbytes",
+    "fingerprint",
     "force_isa",
     "isas",
     "kernel_name",

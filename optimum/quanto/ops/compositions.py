@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .fakes import grouped_shape, packed_rows
+from .fakes import grouped_shape, packed_matrix, packed_rows
 from .library import qtype_table
 
 
@@ -289,18 +289,21 @@ def linear_qbytes(input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | Non
     return torch.nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
 
 
+def _dequantized_matrix(input: Tensor, data: Tensor, scale: Tensor, shift: Tensor, bits: int) -> Tensor:
+    in_features = input.shape[-1]
+    out_features, group_size = packed_matrix(data, scale, in_features)
+    return dequantize_affine(data, scale, shift, bits, 0, group_size, (out_features, in_features), True)
+
+
 def linear_qbits(
     input: Tensor,
     data: Tensor,
     scale: Tensor,
     shift: Tensor,
-    bits: int,
-    group_size: int,
-    out_features: int,
-    bias: Tensor | None,
+    bias: Tensor | None = None,
+    bits: int = 4,
 ) -> Tensor:
-    size = (out_features, input.shape[-1])
-    weight = dequantize_affine(data, scale, shift, bits, 0, group_size or None, size, True).to(input.dtype)
+    weight = _dequantized_matrix(input, data, scale, shift, bits).to(input.dtype)
     return torch.nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
 
 
@@ -324,15 +327,12 @@ def linear_codes_qbits(
     data: Tensor,
     scale: Tensor,
     shift: Tensor,
-    bits: int,
-    group_size: int,
-    out_features: int,
     bias: Tensor | None,
     dtype: torch.dtype,
+    bits: int = 4,
 ) -> Tensor:
-    size = (out_features, input.shape[-1])
     offset = shift.to(torch.float32) if shift.dtype.is_floating_point else shift
-    weight = dequantize_affine(data, scale.to(torch.float32), offset, bits, 0, group_size or None, size, True)
+    weight = _dequantized_matrix(input, data, scale.to(torch.float32), offset, bits)
     return _row_scaled(torch.nn.functional.linear(input.to(torch.float32), weight), input_scale, bias, dtype)
 
 
@@ -353,15 +353,11 @@ def linear_quantizing_qbits(
     data: Tensor,
     scale: Tensor,
     shift: Tensor,
-    bits: int,
-    group_size: int,
-    out_features: int,
-    bias: Tensor | None,
+    bias: Tensor | None = None,
+    bits: int = 4,
 ) -> Tensor:
     codes, codes_scale = _codes_of(input, dtype, input_scale)
-    return linear_codes_qbits(
-        codes, codes_scale, data, scale, shift, bits, group_size, out_features, bias, scale.dtype
-    )
+    return linear_codes_qbits(codes, codes_scale, data, scale, shift, bias, scale.dtype, bits)
 
 
 def convolve(

@@ -33,6 +33,12 @@ def grouped_shape(shape: Sequence[int], axis: int, group_size: int | None) -> tu
     return (groups, group_size) if axis == 0 else (group_size, groups)
 
 
+def packed_matrix(data: Tensor, scale: Tensor, in_features: int) -> tuple[int, int | None]:
+    """Output channels and group size (None where rows are not cut) of a packed matrix `in_features` wide."""
+    columns, groups = data.shape[1], scale.numel()
+    return (groups, None) if columns == in_features else (groups * columns // in_features, columns)
+
+
 def _quantize_symmetric(base: Tensor, dtype: torch.dtype, axis: int | None, scale: Tensor) -> Tensor:
     return torch.empty(base.shape, dtype=dtype, device=base.device)
 
@@ -134,12 +140,10 @@ def _linear_qbits(
     data: Tensor,
     scale: Tensor,
     shift: Tensor,
-    bits: int,
-    group_size: int,
-    out_features: int,
-    bias: Tensor | None,
+    bias: Tensor | None = None,
+    bits: int = 4,
 ) -> Tensor:
-    return input.new_empty((*input.shape[:-1], out_features))
+    return input.new_empty((*input.shape[:-1], packed_matrix(data, scale, input.shape[-1])[0]))
 
 
 def _linear_codes_qbytes(
@@ -154,12 +158,11 @@ def _linear_codes_qbits(
     data: Tensor,
     scale: Tensor,
     shift: Tensor,
-    bits: int,
-    group_size: int,
-    out_features: int,
     bias: Tensor | None,
     dtype: torch.dtype,
+    bits: int = 4,
 ) -> Tensor:
+    out_features, _ = packed_matrix(data, scale, input.shape[-1])
     return torch.empty((*input.shape[:-1], out_features), dtype=dtype, device=input.device)
 
 
@@ -176,12 +179,10 @@ def _linear_quantizing_qbits(
     data: Tensor,
     scale: Tensor,
     shift: Tensor,
-    bits: int,
-    group_size: int,
-    out_features: int,
-    bias: Tensor | None,
+    bias: Tensor | None = None,
+    bits: int = 4,
 ) -> Tensor:
-    return scale.new_empty((*input.shape[:-1], out_features))
+    return scale.new_empty((*input.shape[:-1], packed_matrix(data, scale, input.shape[-1])[0]))
 
 
 def _conv(

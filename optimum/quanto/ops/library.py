@@ -1,6 +1,7 @@
 """The shared library: where it is, and what it tells without tensors."""
 
 import ctypes
+import hashlib
 import json
 import os
 import sys
@@ -37,6 +38,14 @@ def library_path() -> Path:
         f"[quanto] operator library: got none of {', '.join(map(str, candidates))}, expected the compiled "
         f"{LIBRARY_NAME}. Install the package again: pip install --no-build-isolation ."
     )
+
+
+@lru_cache(maxsize=1)
+def fingerprint() -> str:
+    """What tells this package and its operators from others, with which code may have been compiled that is cached."""
+    schemas = (str(schema) for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("quanto::"))
+    version = sys.modules[__name__.removesuffix(".ops.library")].__version__
+    return hashlib.sha256("\n".join((version, *sorted(schemas))).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from . import library as _library  # noqa: F401  (defines the operators)
+from .fakes import packed_matrix
 
 
 # An overload by name saves the search for it on every call.
@@ -37,15 +38,13 @@ class _LinearQBits(torch.autograd.Function):
         data: Tensor,
         scale: Tensor,
         shift: Tensor,
-        bits: int,
-        group_size: int,
-        out_features: int,
         bias: Tensor | None,
+        bits: int,
     ) -> Tensor:
         ctx.save_for_backward(data, scale, shift)
-        ctx.layout = (bits, group_size, out_features, input.shape[-1])
+        ctx.layout = (bits, input.shape[-1])
         ctx.needs = (input.dtype, None if bias is None else bias.dtype)
-        return _linear_qbits(input, data, scale, shift, bits, group_size, out_features, bias)
+        return _linear_qbits(input, data, scale, shift, bias, bits)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
@@ -53,12 +52,13 @@ class _LinearQBits(torch.autograd.Function):
         weight = None
         if ctx.needs_input_grad[0]:
             data, scale, shift = ctx.saved_tensors
-            bits, group_size, out_features, in_features = ctx.layout
+            bits, in_features = ctx.layout
+            out_features, group_size = packed_matrix(data, scale, in_features)
             weight = torch.ops.quanto.dequantize_affine(
-                data, scale, shift, bits, 0, group_size or None, [out_features, in_features], True
+                data, scale, shift, bits, 0, group_size, [out_features, in_features], True
             )
-        input_grad, bias_grad = _float_grads(ctx, grad, weight, ctx.needs_input_grad[7])
-        return input_grad, None, None, None, None, None, None, bias_grad
+        input_grad, bias_grad = _float_grads(ctx, grad, weight, ctx.needs_input_grad[4])
+        return input_grad, None, None, None, bias_grad, None
 
 
 def _float_grads(
@@ -103,22 +103,18 @@ def linear_qbits(
     data: Tensor,
     scale: Tensor,
     shift: Tensor,
-    bits: int,
-    group_size: int,
-    out_features: int,
     bias: Tensor | None = None,
+    bits: int = 4,
 ) -> Tensor:
     """`input @ W.T + bias` for a packed 2- or 4-bit weight, with gradients for `input` and `bias`.
 
     Args:
         input: `(..., K)`, float32, bfloat16 or float16.
-        data: packed codes, uint8 (see `pack`).
-        scale: one element for each group of each output channel.
+        data: packed codes, uint8 (see `pack`), with a column for each code of a group, which divides K.
+        scale: one element for each group of each output channel: N follows from it.
         shift: the same, floating (`W = scale * code - shift`) or one byte each (`W = scale * (code - shift)`).
-        bits: 2 or 4.
-        group_size: codes that share a scale, a divisor of K; 0 for one scale per output channel.
-        out_features: N.
         bias: `(N,)` or None.
+        bits: 2 or 4.
 
     Returns:
         `(..., N)` in the dtype of `input`.
@@ -127,5 +123,5 @@ def linear_qbits(
         RuntimeError: a dtype or shape does not fit; the message names the argument.
     """
     if torch.is_grad_enabled() and _needs_grad(input, bias):
-        return _LinearQBits.apply(input, data, scale, shift, bits, group_size, out_features, bias)
-    return _linear_qbits(input, data, scale, shift, bits, group_size, out_features, bias)
+        return _LinearQBits.apply(input, data, scale, shift, bias, bits)
+    return _linear_qbits(input, data, scale, shift, bias, bits)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..ops import fingerprint
+
 
 Self = TypeVar("Self", bound="WrapperTensor")
 
@@ -99,8 +101,10 @@ class WrapperTensor(Tensor):
         return cls.from_parts(inner_tensors, meta, outer_size, outer_stride)
 
     def _stable_hash_for_caching(self) -> str:
-        """What torch.compile's cache knows the tensor by: everything but the values."""
-        return f"{type(self).__name__}{self.metadata()!r}{tuple(self.size())}{tuple(self.stride())}{self.dtype}"
+        """What torch.compile's cache knows the tensor by: everything but the values, and the operators that code which
+        was compiled for it calls."""
+        layout = f"{self.metadata()!r}{tuple(self.size())}{tuple(self.stride())}{self.dtype}"
+        return f"{type(self).__name__}{layout}{fingerprint()}"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _rebuild, (

@@ -191,14 +191,13 @@ def _linear_qbytes(name: str, x: Tensor, base: Tensor, bias: Tensor | None) -> I
 
 
 def _linear_qbits(name: str, x: Tensor, base: Tensor, bias: Tensor | None) -> Iterator[Sample]:
-    N, K = base.shape
-    group_size = 32 if K % 32 == 0 else 0
+    group_size = 32 if base.shape[1] % 32 == 0 else 0
     for bits in (2, 4):
         scale, shift = QUANTO.minmax_scale(base, f"qint{bits}", 0, group_size or None)
         zero_point = (shift / scale).nan_to_num().round().clamp(0, 2**bits - 1).to(torch.uint8)
         for kind, offset in (("float", shift), ("integer", zero_point)):
             packed = QUANTO.quantize_affine_packed(base, bits, 0, group_size or None, scale, offset)
-            arguments = (x, packed, scale, offset, bits, group_size, N, bias)
+            arguments = (x, packed, scale, offset, bias, bits)
             yield Sample("linear_qbits", arguments, f"{name}-{bits}-{kind}")
 
 
@@ -223,7 +222,8 @@ def _linear_codes() -> Iterator[Sample]:
                 name = f"{str(dtype)[6:]}-{N}x{K}-{kind}-{qtype}"
                 for sample in (*_linear_qbytes(name, codes, weight, bias), *_linear_qbits(name, codes, weight, bias)):
                     op, (x_codes, *parts) = sample.op.replace("linear", "linear_codes"), sample.args
-                    yield Sample(op, (x_codes, scale, *parts, dtype), sample.name)
+                    parts.insert(3 if op.endswith("qbytes") else 4, dtype)  # after the bias
+                    yield Sample(op, (x_codes, scale, *parts), sample.name)
 
 
 def _linear_quantizing() -> Iterator[Sample]:

@@ -47,11 +47,9 @@ def _operators(dtype: torch.dtype) -> dict[str, Callable[[torch.Tensor], torch.T
     half = torch.tensor(0.5, dtype=dtype)
     return {
         "linear_qbytes": lambda x: QUANTO.linear_qbytes(x, codes, scale, None),
-        "linear_qbits": lambda x: QUANTO.linear_qbits(x, packed, groups, shift, 4, 32, N, None),
+        "linear_qbits": lambda x: QUANTO.linear_qbits(x, packed, groups, shift),
         "linear_codes_qbytes": lambda x: QUANTO.linear_codes_qbytes(x, half, codes, scale, None, dtype),
-        "linear_codes_qbits": lambda x: QUANTO.linear_codes_qbits(
-            x, half, packed, groups, shift, 4, 32, N, None, dtype
-        ),
+        "linear_codes_qbits": lambda x: QUANTO.linear_codes_qbits(x, half, packed, groups, shift, None, dtype),
         "quantize_per_token": lambda x: QUANTO.quantize_per_token(x, torch.int8)[0],
     }
 

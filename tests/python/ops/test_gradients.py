@@ -108,7 +108,7 @@ def test_linear_qbits(bits, kind, group_size):
     packed, scale, shift = packed_weight(torch.randn(6, 64), bits, group_size, kind)
 
     def layer(x, bias=None):
-        return ops.linear_qbits(x, packed, scale, shift, bits, group_size, 6, bias)
+        return ops.linear_qbits(x, packed, scale, shift, bias, bits)
 
     check(layer, torch.randn(2, 64), torch.randn(6))
     check(layer, torch.randn(2, 1, 64))
@@ -154,7 +154,7 @@ def test_gradients_are_those_of_the_dequantized_layer(bits, dtype):
         weight = QUANTO.dequantize_symmetric(data, scale)
     else:
         packed, scale, shift = packed_weight(base, 4, 32, "float")
-        y = ops.linear_qbits(x, packed, scale, shift, 4, 32, 12, bias)
+        y = ops.linear_qbits(x, packed, scale, shift, bias)
         weight = QUANTO.dequantize_affine(packed, scale, shift, 4, 0, 32, [12, 64], True)
     upstream = torch.randn_like(y)
     found = torch.autograd.grad(y, (x, bias), upstream)

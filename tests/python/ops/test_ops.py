@@ -17,7 +17,6 @@ from samples import CODES, DTYPES, Sample, all_samples, few
 
 from optimum.quanto import ops
 from optimum.quanto.ops import compositions
-from optimum.quanto.ops.fakes import grouped_shape
 
 
 QUANTO = torch.ops.quanto
@@ -123,24 +122,28 @@ def test_per_token_codes_are_those_of_scales_along_the_rows(isa):
 
 
 def _weight_of(op, x, *parts):
-    """The weight of a linear sample in float64 and the magnitude of its parts."""
+    """The weight of a linear sample in float64 and the magnitude of its parts. `parts`: what follows the input."""
     if op.endswith("qbytes"):
-        data, scale, _ = parts
+        data, scale, *_ = parts
         return decoded(data, scale.reshape(-1, 1))
-    packed, scale, shift, bits, group_size, out_features, _ = parts
-    size = (out_features, x.shape[-1])
-    rows = grouped_shape(size, 0, group_size or None)[0]
-    value, magnitude = decoded(QUANTO.unpack(packed, bits)[:rows], scale, shift)
+    packed, scale, shift, *_, bits = parts
+    value, magnitude = decoded(QUANTO.unpack(packed, bits)[: scale.numel()], scale, shift)
+    size = (-1, x.shape[-1])
     return value.reshape(size), magnitude.reshape(size)
+
+
+def _from_the_bias(op, *parts):
+    """The same arguments from the bias on."""
+    return parts[2:] if op.endswith("qbytes") else parts[3:]
 
 
 @pytest.mark.parametrize("op", ["linear_qbytes", "linear_qbits"])
 def test_linear_operators_match_the_oracle(isa, op):
     checked = 0
     for sample in [s for s in SAMPLES if s.op == op]:
-        y = sample()
-        assert y.dtype == sample.args[0].dtype
-        misfit, where = misfit_of_product(sample.args[0], *_weight_of(op, *sample.args), sample.args[-1], y)
+        y, (x, *parts) = sample(), sample.args
+        assert y.dtype == x.dtype
+        misfit, where = misfit_of_product(x, *_weight_of(op, x, *parts), _from_the_bias(op, *parts)[0], y)
         assert misfit <= 1, f"{sample}: {where}"
         checked += 1
     assert checked > 150
@@ -148,12 +151,13 @@ def test_linear_operators_match_the_oracle(isa, op):
 
 def _codes_misfit(sample: Sample, y):
     """Of a product of codes: activations are what they stand for, in float64; their scale is one more rounding."""
-    x, scale, *parts, dtype = sample.args
+    x, scale, *parts = sample.args
+    bias, dtype, *_ = _from_the_bias(sample.op, *parts)
     scale = scale.double().reshape(()) if scale.numel() == 1 else scale.double().reshape(*x.shape[:-1], 1)
     assert y.dtype == dtype
     value, magnitude = _weight_of(sample.op, x, *parts)
     terms = x.shape[-1] + 2
-    return misfit_of_product(x.double() * scale, value, magnitude * (terms + 1) / terms, parts[-1], y)
+    return misfit_of_product(x.double() * scale, value, magnitude * (terms + 1) / terms, bias, y)
 
 
 @pytest.mark.parametrize("op", LINEAR_CODES)
@@ -180,8 +184,9 @@ def _in_two_steps(sample: Sample, operators):
         codes, scale = operators.quantize_per_token(x, dtype)
     else:
         codes = operators.quantize_symmetric(x, dtype, None, scale)
+    bias, *bits = _from_the_bias(sample.op, *parts)
     product = getattr(operators, sample.op.replace("quantizing", "codes"))
-    return product(codes, scale, *parts, parts[1].dtype)
+    return product(codes, scale, *parts[: -1 - len(bits)], bias, parts[1].dtype, *bits)
 
 
 @pytest.mark.parametrize("op", LINEAR_QUANTIZING)
@@ -408,11 +413,11 @@ def test_bytes_do_not_depend_on_threads(threads):
     base, x = torch.randn(257, 512), torch.randn(9, 512)
     scale, shift = QUANTO.minmax_scale(base, "qint4", 0, 128)
     packed = QUANTO.quantize_affine_packed(base, 4, 0, 128, scale, shift)
-    y = QUANTO.linear_qbits(x, packed, scale, shift, 4, 128, 257, None)
+    y = QUANTO.linear_qbits(x, packed, scale, shift)
     try:
         torch.set_num_threads(threads)
         assert torch.equal(QUANTO.quantize_affine_packed(base, 4, 0, 128, scale, shift), packed)
-        assert torch.equal(QUANTO.linear_qbits(x, packed, scale, shift, 4, 128, 257, None), y)
+        assert torch.equal(QUANTO.linear_qbits(x, packed, scale, shift), y)
     finally:
         torch.set_num_threads(before)
 
@@ -601,7 +606,19 @@ ERRORS = {
         torch.ones(2), torch.ones(5, 4, dtype=torch.int8), torch.ones(1)
     ),
     "[linear_qbits] data: got shape (1, 64), expected 128 elements for 4 rows of 64": lambda: QUANTO.linear_qbits(
-        torch.ones(2, 64), torch.ones(1, 64, dtype=torch.uint8), torch.ones(4, 1), torch.ones(4, 1), 4, 0, 4, None
+        torch.ones(2, 64), torch.ones(1, 64, dtype=torch.uint8), torch.ones(4, 1), torch.ones(4, 1)
+    ),
+    "[linear_qbits] data: got shape (128), expected 2 dimensions": lambda: QUANTO.linear_qbits(
+        torch.ones(2, 64), torch.ones(128, dtype=torch.uint8), torch.ones(4, 1), torch.ones(4, 1)
+    ),
+    "[linear_qbits] data: got shape (4, 48), expected as many columns as a divisor of 64": lambda: QUANTO.linear_qbits(
+        torch.ones(2, 64), torch.ones(4, 48, dtype=torch.uint8), torch.ones(8, 1), torch.ones(8, 1)
+    ),
+    "[linear_qbits] scale: got shape (7, 1), expected a multiple of 2 elements": lambda: QUANTO.linear_qbits(
+        torch.ones(2, 64), torch.ones(4, 32, dtype=torch.uint8), torch.ones(7, 1), torch.ones(7, 1)
+    ),
+    "[linear_qbits] bits: got 3, expected 2 or 4": lambda: QUANTO.linear_qbits(
+        torch.ones(2, 64), torch.ones(4, 32, dtype=torch.uint8), torch.ones(8, 1), torch.ones(8, 1), None, 3
     ),
 }
 
@@ -623,7 +640,7 @@ def test_rows_of_a_kernel_do_not_depend_on_the_batch_they_came_in(isa, dtype):
     scale_8 = QUANTO.absmax_scale(base, "qint8", 0)
     data = QUANTO.quantize_symmetric(base, torch.int8, 0, scale_8)
     layers = {
-        ("qint4", 32): lambda rows: QUANTO.linear_qbits(rows, packed, scale, shift, 4, 32, 33, None),
+        ("qint4", 32): lambda rows: QUANTO.linear_qbits(rows, packed, scale, shift),
         ("qint8", 0): lambda rows: QUANTO.linear_qbytes(rows, data, scale_8, None),
     }
     for (qtype, group_size), layer in layers.items():
@@ -663,6 +680,6 @@ def test_every_dtype_of_activations_meets_every_dtype_of_scales(isa):
         weight = QUANTO.dequantize_affine(packed, scale.float(), shift.float(), 4, 0, 32, [8, 64], True)
         for x_dtype in DTYPES:
             x = torch.randn(3, 64).to(x_dtype)
-            y = QUANTO.linear_qbits(x, packed, scale, shift, 4, 32, 8, None)
+            y = QUANTO.linear_qbits(x, packed, scale, shift)
             assert y.dtype == x_dtype
             torch.testing.assert_close(y.float(), x.float() @ weight.T, rtol=1e-2, atol=2e-2)

@@ -43,6 +43,9 @@ class WeightQBytesTensor(QBytesTensor):
 
     meta_names = ("_qtype", "_axis", "activation_qtype")
 
+    # What the operator of `linear` calls, without the Python function around it: 0.2 us less.
+    untraced_operator = _linear_qbytes._op
+
     @staticmethod
     def __new__(
         cls: "type[WeightQBytesTensor]",
@@ -153,8 +156,9 @@ class WeightQBytesTensor(QBytesTensor):
         """The weight itself: its layout is the one that the kernels read."""
         return self
 
-    def linear(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
-        """`input @ self.T + bias`; gradients reach the input, the bias and the float weight of an unfrozen module."""
+    def linear(self, input: Tensor, bias: Tensor | None = None, operator: Any = _linear_qbytes) -> Tensor:
+        """`input @ self.T + bias`; gradients reach the input, the bias and the float weight of an unfrozen module.
+        `operator`: `untraced_operator` where TorchDynamo does not trace."""
         scale = self._scale
         if (
             type(input) is Tensor
@@ -165,7 +169,7 @@ class WeightQBytesTensor(QBytesTensor):
             and self._data.ndim == 2
             and not torch.is_grad_enabled()
         ):  # what follows comes to the same
-            return _linear_qbytes(input, self._data, scale, bias)
+            return operator(input, self._data, scale, bias)
         if torch.is_grad_enabled() and (wants_grad(self) or isinstance(input, WrapperTensor)):
             return QuantizedLinearFunction.apply(input, self, bias)
         return self.linear_forward(input, bias)
