@@ -76,15 +76,15 @@ Tensor convolve(const char* op, const Tensor& input, const Sizes& weight_size, c
   const ConvShape shape = shape_of(op, input, weight_size, walk);
   const auto layout = has_channels_last(input) ? ImageLayout::channels_last : ImageLayout::planar;
   const Tensor x = layout == ImageLayout::planar ? as_contiguous(input) : input;
-  const auto dense_bias = bias_tensor(op, bias, w.out_features, input.scalar_type());
+  const auto dense_bias = bias_tensor(op, bias, w.out_features, dtype_of(input));
   check_conv(shape, w);
   Sizes sizes = sizes_of(input);
   const std::size_t dims = weight_size.size() - 2, first = sizes.size() - dims;
   sizes[first - 1] = w.out_features;
   if (dims == 2) sizes[first] = shape.height.outputs();
   sizes.back() = shape.width.outputs();
-  Tensor out = layout == ImageLayout::planar ? empty(sizes, input.scalar_type())
-                                             : empty_strided(sizes, channels_last_strides(sizes), input.scalar_type());
+  Tensor out = layout == ImageLayout::planar ? empty(sizes, dtype_of(input))
+                                             : empty_strided(sizes, channels_last_strides(sizes), dtype_of(input));
   conv(shape, {x.const_data_ptr(), dtype, layout}, w, data_or_null(dense_bias), out.mutable_data_ptr());
   return out;
 }

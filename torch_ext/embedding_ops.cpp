@@ -9,7 +9,7 @@ namespace quanto::torch_ext {
 namespace {
 
 Tensor look_up(const char* op, const Tensor& indices, const WeightView& table, ScalarType dtype) {
-  const ScalarType kind = indices.scalar_type();
+  const ScalarType kind = dtype_of(indices);
   if (kind != ScalarType::Int && kind != ScalarType::Long) fail(op, "indices", dtype_text(kind), "int32 or int64");
   const Tensor dense = as_contiguous(indices);
   const IndexView view{dense.const_data_ptr(), kind == ScalarType::Long, indices.numel()};
@@ -28,7 +28,7 @@ Tensor look_up(const char* op, const Tensor& indices, const WeightView& table, S
 Tensor embedding_qbytes_op(Tensor indices, Tensor data, Tensor scale) {
   constexpr const char* kOp = "embedding_qbytes";
   if (data.dim() != 2) fail(kOp, "data", shape_text(data), "2 dimensions");
-  return look_up(kOp, indices, qbytes_weight(kOp, data, scale).view, scale.scalar_type());
+  return look_up(kOp, indices, qbytes_weight(kOp, data, scale).view, dtype_of(scale));
 }
 
 Tensor embedding_qbits_op(Tensor indices, Tensor data, Tensor scale, Tensor shift, std::int64_t bits,
@@ -36,7 +36,7 @@ Tensor embedding_qbits_op(Tensor indices, Tensor data, Tensor scale, Tensor shif
   constexpr const char* kOp = "embedding_qbits";
   if (size.size() != 2) fail(kOp, "size", std::to_string(size.size()) + " dimensions", "2");
   const WeightTensors table = qbits_weight(kOp, data, scale, shift, bits, group_size, size[0], size[1]);
-  return look_up(kOp, indices, table.view, scale.scalar_type());
+  return look_up(kOp, indices, table.view, dtype_of(scale));
 }
 
 }  // namespace

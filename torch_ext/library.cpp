@@ -140,6 +140,25 @@ std::string dtype_text(ScalarType dtype) {
   }
 }
 
+ScalarType dtype_of(const Tensor& t) {
+  struct Known {
+    std::int32_t code;
+    ScalarType dtype;
+  };
+  static const Known kKnown[] = {{aoti_torch_dtype_bfloat16(), ScalarType::BFloat16},
+                                 {aoti_torch_dtype_uint8(), ScalarType::Byte},
+                                 {aoti_torch_dtype_int8(), ScalarType::Char},
+                                 {aoti_torch_dtype_float32(), ScalarType::Float},
+                                 {aoti_torch_dtype_float16(), ScalarType::Half},
+                                 {aoti_torch_dtype_float8_e4m3fn(), ScalarType::Float8_e4m3fn}};
+  std::int32_t code = 0;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(t.get(), &code));
+  for (const Known& known : kKnown) {
+    if (known.code == code) return known.dtype;
+  }
+  return t.scalar_type();
+}
+
 DType float_dtype(const char* op, const char* what, ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Float:
@@ -153,7 +172,7 @@ DType float_dtype(const char* op, const char* what, ScalarType dtype) {
   }
 }
 
-DType float_dtype(const char* op, const char* what, const Tensor& t) { return float_dtype(op, what, t.scalar_type()); }
+DType float_dtype(const char* op, const char* what, const Tensor& t) { return float_dtype(op, what, dtype_of(t)); }
 
 QType code_qtype(const char* op, const char* what, ScalarType dtype) {
   switch (dtype) {
@@ -185,11 +204,11 @@ constexpr std::size_t kMappedAnew = std::size_t{32} << 20;
 /// training takes 9 ms on huge pages and 20 ms on small ones.
 void prefer_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] std::size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
-  if (bytes < kMappedAnew) return;
   const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
   const auto begin = (reinterpret_cast<std::uintptr_t>(data) + page - 1) / page * page;
   const auto end = (reinterpret_cast<std::uintptr_t>(data) + bytes) / page * page;
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only advice: failing changes nothing
+  if (begin < end)
+    madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // only advice: failing changes nothing
 #endif
 }
 
@@ -206,7 +225,8 @@ Tensor empty(const std::vector<std::int64_t>& sizes, ScalarType dtype) {
   // Only what may be large is asked for its size: each question is a call.
   constexpr std::size_t kLargestElement = 8;
   if (static_cast<std::size_t>(stride) >= kMappedAnew / kLargestElement) {
-    prefer_huge_pages(t.data_ptr(), static_cast<std::size_t>(t.numel()) * t.element_size());
+    const std::size_t bytes = static_cast<std::size_t>(t.numel()) * t.element_size();
+    if (bytes >= kMappedAnew) prefer_huge_pages(t.data_ptr(), bytes);
   }
   return t;
 }
@@ -253,7 +273,7 @@ Rows rows_of(Tensor t) {
 }
 
 Tensor with_dtype(Tensor t, ScalarType dtype) {
-  return t.scalar_type() == dtype ? std::move(t) : torch::stable::to(t, dtype);
+  return dtype_of(t) == dtype ? std::move(t) : torch::stable::to(t, dtype);
 }
 
 MatrixShape matrix_shape(const char* op, const std::vector<std::int64_t>& sizes, std::optional<std::int64_t> axis) {
@@ -297,7 +317,7 @@ std::vector<std::int64_t> grouped_sizes(const Grouping& g, const std::vector<std
 Tensor grouped_base(const Tensor& base, const Grouping& g) {
   Tensor dense = as_contiguous(base);
   if (g.group_size == 0 || g.matrix.axis == Axis::first) return dense;
-  Tensor out = empty({g.matrix.rows, g.matrix.cols}, base.scalar_type());
+  Tensor out = empty({g.matrix.rows, g.matrix.cols}, dtype_of(base));
   const std::int64_t cols = g.groups == 0 ? 0 : g.matrix.cols / g.groups;
   group_last(dense.const_data_ptr(), dense.element_size(), g.groups, g.group_size, cols, out.mutable_data_ptr());
   return out;
@@ -305,7 +325,7 @@ Tensor grouped_base(const Tensor& base, const Grouping& g) {
 
 ShiftTensor shift_tensor(const char* op, Tensor shift, ScalarType scale_dtype, std::int64_t count) {
   check_count(op, "shift", shift, count);
-  const ScalarType dtype = shift.scalar_type();
+  const ScalarType dtype = dtype_of(shift);
   if (dtype == ScalarType::Byte || dtype == ScalarType::Char) {
     Tensor dense = as_contiguous(std::move(shift));
     const void* data = dense.const_data_ptr();

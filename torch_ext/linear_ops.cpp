@@ -28,13 +28,14 @@ LinearShape linear_shape(const char* op, const Tensor& input, const WeightView& 
 }
 
 Tensor linear(const char* op, const Tensor& input, const WeightView& w, const std::optional<Tensor>& bias) {
-  const ScalarType type = input.scalar_type();
+  const ScalarType type = dtype_of(input);
   const DType dtype = float_dtype(op, "input", type);
   const LinearShape shape = linear_shape(op, input, w);
+  const ActivationView x{shape.rows.tensor.const_data_ptr(), dtype, shape.count, shape.rows.stride};
+  matmul_fetch(x, w);
   const auto b = bias_tensor(op, bias, w.out_features, type);
   Tensor out = empty(shape.out_sizes, type);
-  matmul({shape.rows.tensor.const_data_ptr(), dtype, shape.count, shape.rows.stride}, w, data_or_null(b),
-         out.mutable_data_ptr());
+  matmul(x, w, data_or_null(b), out.mutable_data_ptr());
   return out;
 }
 
@@ -44,7 +45,7 @@ Tensor linear_of_codes(const char* op, const Tensor& input, const std::optional<
   const DType out_dtype = float_dtype(op, "dtype", dtype);
   const LinearShape shape = linear_shape(op, input, w);
   CodesView x{.data = shape.rows.tensor.const_data_ptr(),
-              .qtype = code_qtype(op, "input", input.scalar_type()),
+              .qtype = code_qtype(op, "input", dtype_of(input)),
               .rows = shape.count,
               .row_stride = shape.rows.stride};
   std::optional<Tensor> scales;
@@ -74,7 +75,7 @@ Tensor linear_quantizing(const char* op, const Tensor& input, ScalarType code_dt
     x.scale_dtype = float_dtype(op, "input_scale", *input_scale);
     x.scale = input_scale->const_data_ptr();
   }
-  const ScalarType dtype = w.scale.scalar_type();
+  const ScalarType dtype = dtype_of(w.scale);
   const auto b = bias_tensor(op, bias, w.view.out_features, dtype);
   Tensor out = empty(shape.out_sizes, dtype);
   matmul_quantizing(x, w.view, data_or_null(b), w.view.scale_dtype, out.mutable_data_ptr());
@@ -139,10 +140,10 @@ Tensor linear_quantizing_qbits_op(Tensor input, ScalarType dtype, std::optional<
 Tensor qbytes_mm_op(Tensor A, Tensor B, Tensor scales) {
   constexpr const char* kOp = "qbytes_mm";
   const WeightTensors w = matrix_weight(kOp, "B", B, scales);
-  if (A.scalar_type() == ScalarType::Char && B.scalar_type() == ScalarType::Char) {
-    return linear_of_codes(kOp, A, std::nullopt, w.view, std::nullopt, scales.scalar_type());
+  if (dtype_of(A) == ScalarType::Char && dtype_of(B) == ScalarType::Char) {
+    return linear_of_codes(kOp, A, std::nullopt, w.view, std::nullopt, dtype_of(scales));
   }
-  return linear(kOp, with_dtype(A, scales.scalar_type()), w.view, std::nullopt);
+  return linear(kOp, with_dtype(A, dtype_of(scales)), w.view, std::nullopt);
 }
 
 }  // namespace

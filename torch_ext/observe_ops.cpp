@@ -7,7 +7,7 @@ namespace quanto::torch_ext {
 namespace {
 
 void check_integers(const char* op, const char* what, const Tensor& t) {
-  if (t.scalar_type() != ScalarType::Long) fail(op, what, dtype_text(t.scalar_type()), "int64");
+  if (dtype_of(t) != ScalarType::Long) fail(op, what, dtype_text(dtype_of(t)), "int64");
 }
 
 /// A copy of a histogram, contiguous.

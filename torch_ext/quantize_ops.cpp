@@ -38,7 +38,7 @@ ScalarType promoted(ScalarType a, ScalarType b) { return a == b ? a : ScalarType
 std::pair<Tensor, Tensor> same_dtype(const char* op, const Tensor& base, const Tensor& scale) {
   float_dtype(op, "base", base);
   float_dtype(op, "scale", scale);
-  const ScalarType dtype = scale.dim() == 0 ? base.scalar_type() : promoted(base.scalar_type(), scale.scalar_type());
+  const ScalarType dtype = scale.dim() == 0 ? dtype_of(base) : promoted(dtype_of(base), dtype_of(scale));
   return {with_dtype(base, dtype), as_contiguous(with_dtype(scale, dtype))};
 }
 
@@ -60,8 +60,8 @@ void check_symmetric_scale(const char* op, const Tensor& base, OptionalIndex axi
 }
 
 void check_same_dtype(const char* op, const char* what, const Tensor& t, const Tensor& base) {
-  if (t.scalar_type() != base.scalar_type()) {
-    fail(op, what, dtype_text(t.scalar_type()), dtype_text(base.scalar_type()) + ", the dtype of the base");
+  if (dtype_of(t) != dtype_of(base)) {
+    fail(op, what, dtype_text(dtype_of(t)), dtype_text(dtype_of(base)) + ", the dtype of the base");
   }
 }
 
@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor> quantize_per_token_op(Tensor input, ScalarType dtype)
   auto sizes = sizes_of(input);
   Tensor codes = empty(sizes, dtype);
   sizes.back() = 1;
-  Tensor scale = empty(sizes, input.scalar_type());
+  Tensor scale = empty(sizes, dtype_of(input));
   const std::int64_t cols = input.size(input.dim() - 1);
   quantize_per_token({rows.tensor.const_data_ptr(), float_dtype(kOp, "input", input), scale.numel(), cols, rows.stride},
                      qtype, scale.mutable_data_ptr(), codes.mutable_data_ptr());
@@ -113,7 +113,7 @@ AffineInputs affine_inputs(const char* op, const Tensor& base, Index bits, Index
   const Grouping g = grouping(op, sizes, axis, group_size);
   check_count(op, "scale", scale, count_of(g.matrix));
   const auto [values, scales] = same_dtype(op, base, scale);
-  ShiftTensor shifts = shift_tensor(op, shift, scales.scalar_type(), count_of(g.matrix));
+  ShiftTensor shifts = shift_tensor(op, shift, dtype_of(scales), count_of(g.matrix));
   return {qtype, g, grouped_base(values, g), scales, shifts, grouped_sizes(g, sizes)};
 }
 
@@ -167,7 +167,7 @@ Tensor absmax_scale_op(Tensor base, std::string qtype_name, OptionalIndex axis) 
   const auto sizes = sizes_of(base);
   const MatrixShape shape = matrix_shape(kOp, sizes, axis);
   const Tensor dense = as_contiguous(base);
-  Tensor scale = empty(scale_sizes(sizes, shape.axis), base.scalar_type());
+  Tensor scale = empty(scale_sizes(sizes, shape.axis), dtype_of(base));
   absmax_scale(matrix_of(kOp, dense, shape), qtype_from_name(qtype_name), shape.axis, scale.mutable_data_ptr());
   return scale;
 }
@@ -178,8 +178,8 @@ std::tuple<Tensor, Tensor> minmax_scale_op(Tensor base, std::string qtype_name, 
   const Grouping g = grouping(kOp, sizes, axis, group_size);
   const Tensor grouped = grouped_base(base, g);
   const auto out_sizes = scale_sizes(grouped_sizes(g, sizes), g.matrix.axis);
-  Tensor scale = empty(out_sizes, base.scalar_type());
-  Tensor shift = empty(out_sizes, base.scalar_type());
+  Tensor scale = empty(out_sizes, dtype_of(base));
+  Tensor shift = empty(out_sizes, dtype_of(base));
   minmax_scale(matrix_of(kOp, grouped, g.matrix), qtype_from_name(qtype_name), g.matrix.axis, scale.mutable_data_ptr(),
                shift.mutable_data_ptr());
   return {scale, shift};
@@ -194,8 +194,8 @@ std::tuple<Tensor, Tensor, Tensor> hqq_scale_op(Tensor base, std::string qtype_n
   if (iters < 0 || iters > kMostSteps) fail_value(kOp, "iters", std::to_string(iters), "a number of steps");
   const Tensor dense = as_contiguous(base);
   const auto out_sizes = scale_sizes(sizes, shape.axis);
-  Tensor scale = empty(out_sizes, base.scalar_type());
-  Tensor shift = empty(out_sizes, base.scalar_type());
+  Tensor scale = empty(out_sizes, dtype_of(base));
+  Tensor shift = empty(out_sizes, dtype_of(base));
   Tensor errors = empty({iters + 1}, ScalarType::Float);
   const HqqParameters parameters{lp_norm, beta, kappa, static_cast<int>(iters)};
   hqq_scale(matrix_of(kOp, dense, shape), qtype_from_name(qtype_name), shape.axis, parameters, scale.mutable_data_ptr(),
@@ -215,13 +215,13 @@ MatrixShape shape_of_scale(const char* op, const std::vector<Index>& sizes, cons
 
 Tensor dequantize_symmetric_op(Tensor data, Tensor scale) {
   constexpr const char* kOp = "dequantize_symmetric";
-  const QType qtype = code_qtype(kOp, "data", data.scalar_type());
+  const QType qtype = code_qtype(kOp, "data", dtype_of(data));
   const DType dtype = float_dtype(kOp, "scale", scale);
   const auto sizes = sizes_of(data);
   const MatrixShape shape = shape_of_scale(kOp, sizes, scale);
   const Tensor codes = as_contiguous(data);
   const Tensor scales = as_contiguous(scale);
-  Tensor out = empty(sizes, scale.scalar_type());
+  Tensor out = empty(sizes, dtype_of(scale));
   dequantize_symmetric(codes.const_data_ptr(), qtype, shape.rows, shape.cols, shape.axis, scales.const_data_ptr(),
                        dtype, out.mutable_data_ptr());
   return out;
@@ -244,13 +244,13 @@ Tensor unpack_bytes(const Tensor& packed, int bits) {
 }
 
 void check_bytes(const char* op, const Tensor& t) {
-  if (t.scalar_type() != ScalarType::Byte) fail(op, "data", dtype_text(t.scalar_type()), "uint8");
+  if (dtype_of(t) != ScalarType::Byte) fail(op, "data", dtype_text(dtype_of(t)), "uint8");
 }
 
 /// The values of a matrix that was regrouped because its scales run along the last axis, in their own order.
 Tensor ungrouped(const Tensor& values, const Grouping& g, const std::vector<Index>& sizes) {
   if (g.group_size == 0 || g.matrix.axis != Axis::last) return values;
-  Tensor out = empty(sizes, values.scalar_type());
+  Tensor out = empty(sizes, dtype_of(values));
   ungroup_last(values.const_data_ptr(), values.element_size(), g.groups, g.group_size,
                g.groups == 0 ? 0 : g.matrix.cols / g.groups, out.mutable_data_ptr());
   return out;
@@ -264,7 +264,7 @@ Tensor dequantize_affine_op(Tensor data, Tensor scale, Tensor shift, Index bits,
   const DType dtype = float_dtype(kOp, "scale", scale);
   check_bytes(kOp, data);
   check_count(kOp, "scale", scale, count_of(g.matrix));
-  const ShiftTensor shifts = shift_tensor(kOp, shift, scale.scalar_type(), count_of(g.matrix));
+  const ShiftTensor shifts = shift_tensor(kOp, shift, dtype_of(scale), count_of(g.matrix));
   const Tensor scales = as_contiguous(scale);
   const auto code_sizes = grouped_sizes(g, size);
   const auto [rows, cols] = packing_matrix(code_sizes);
@@ -273,7 +273,7 @@ Tensor dequantize_affine_op(Tensor data, Tensor scale, Tensor shift, Index bits,
   const Tensor bytes = packed && !direct ? unpack_bytes(data, static_cast<int>(bits)) : as_contiguous(data);
   const auto* codes = static_cast<const std::uint8_t*>(bytes.const_data_ptr());
   const bool regroup = g.group_size != 0 && g.matrix.axis == Axis::last;
-  Tensor out = empty(regroup ? code_sizes : size, scale.scalar_type());
+  Tensor out = empty(regroup ? code_sizes : size, dtype_of(scale));
   (direct ? dequantize_affine_packed : dequantize_affine)(codes, qtype, g.matrix.rows, g.matrix.cols, g.matrix.axis,
                                                           scales.const_data_ptr(), shifts.view, dtype,
                                                           out.mutable_data_ptr());
@@ -295,7 +295,7 @@ Tensor fake_quantize_symmetric_op(Tensor base, std::string qtype_name, OptionalI
     check_same_dtype(kOp, "scale", *scale, base);
     scales = as_contiguous(*scale);
   }
-  Tensor out = empty_recurring(sizes, base.scalar_type());
+  Tensor out = empty_recurring(sizes, dtype_of(base));
   fake_quantize_symmetric(matrix, qtype_from_name(qtype_name), shape.axis,
                           scales.has_value() ? scales->const_data_ptr() : nullptr, out.mutable_data_ptr());
   return out;
@@ -312,7 +312,7 @@ Tensor fake_quantize_affine_op(Tensor base, std::string qtype_name, Index axis, 
   const Tensor grouped = grouped_base(base, g);
   const ConstMatrix matrix = matrix_of(kOp, grouped, g.matrix);
   const bool regrouped = g.group_size != 0 && g.matrix.axis == Axis::last;
-  Tensor out = empty_recurring(regrouped ? grouped_sizes(g, sizes) : sizes, base.scalar_type());
+  Tensor out = empty_recurring(regrouped ? grouped_sizes(g, sizes) : sizes, dtype_of(base));
   if (scale.has_value() != shift.has_value()) {
     fail(kOp, scale.has_value() ? "shift" : "scale", "none", "both a scale and a shift, or neither");
   }
@@ -323,7 +323,7 @@ Tensor fake_quantize_affine_op(Tensor base, std::string qtype_name, Index axis, 
   check_count(kOp, "scale", *scale, count_of(g.matrix));
   check_same_dtype(kOp, "scale", *scale, base);
   const Tensor scales = as_contiguous(*scale);
-  const ShiftTensor shifts = shift_tensor(kOp, *shift, base.scalar_type(), count_of(g.matrix));
+  const ShiftTensor shifts = shift_tensor(kOp, *shift, dtype_of(base), count_of(g.matrix));
   fake_quantize_affine(matrix, qtype, g.matrix.axis, scales.const_data_ptr(), shifts.view, out.mutable_data_ptr());
   return ungrouped(out, g, sizes);
 }

@@ -32,6 +32,9 @@ std::string dtype_text(ScalarType dtype);
 
 std::vector<std::int64_t> sizes_of(const Tensor& t);
 
+/// What Tensor::scalar_type returns, after one call of libtorch in place of up to a dozen.
+ScalarType dtype_of(const Tensor& t);
+
 /// float32, bfloat16 or float16; anything else fails, naming `what`.
 DType float_dtype(const char* op, const char* what, const Tensor& t);
 DType float_dtype(const char* op, const char* what, ScalarType dtype);

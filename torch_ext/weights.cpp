@@ -8,7 +8,7 @@
 namespace quanto::torch_ext {
 
 WeightTensors qbytes_weight(const char* op, Tensor data, Tensor scale) {
-  const QType qtype = code_qtype(op, "data", data.scalar_type());
+  const QType qtype = code_qtype(op, "data", dtype_of(data));
   if (data.dim() < 2) fail(op, "data", shape_text(data), "2 dimensions or more");
   const std::int64_t N = data.size(0);
   const bool single = scale.numel() == 1;
@@ -28,7 +28,7 @@ WeightTensors qbytes_weight(const char* op, Tensor data, Tensor scale) {
 WeightTensors qbits_weight(const char* op, Tensor data, Tensor scale, Tensor shift, std::int64_t bits,
                            std::int64_t group_size, std::int64_t out_features, std::int64_t in_features) {
   const QType qtype = affine_qtype(op, bits);
-  if (data.scalar_type() != ScalarType::Byte) fail(op, "data", dtype_text(data.scalar_type()), "uint8");
+  if (dtype_of(data) != ScalarType::Byte) fail(op, "data", dtype_text(dtype_of(data)), "uint8");
   if (out_features < 0) fail(op, "out_features", std::to_string(out_features), "0 or more");
   const std::int64_t cols = group_size == 0 ? in_features : group_size;
   if (group_size < 0 || (group_size > 0 && in_features % group_size != 0)) {
@@ -41,7 +41,7 @@ WeightTensors qbits_weight(const char* op, Tensor data, Tensor scale, Tensor shi
              std::to_string(in_features));
   }
   check_count(op, "scale", scale, count);
-  ShiftTensor shifts = shift_tensor(op, std::move(shift), scale.scalar_type(), count);
+  ShiftTensor shifts = shift_tensor(op, std::move(shift), dtype_of(scale), count);
   WeightTensors t{as_contiguous(std::move(data)), as_contiguous(std::move(scale)), std::move(shifts.tensor), {}};
   t.view = {.qtype = qtype,
             .data = t.data.const_data_ptr(),

@@ -140,10 +140,12 @@ bool is_serial(const MatmulArgs& args, Isa isa) {
 class FirstCodes {
  public:
   FirstCodes(const MatmulArgs& args, std::int64_t units)
-      : args_(args),
-        units_(units),
-        bits_(qtype_info(args.qtype).bits),
-        wanted_(is_affine(args.qtype) && args.M <= kMostRows && args.K <= kLongestStripe && args.planes == nullptr) {}
+      : args_(args), units_(units), bits_(qtype_info(args.qtype).bits), wanted_(gain(args)) {}
+
+  /// Whether fetching them is worth it.
+  static bool gain(const MatmulArgs& args) {
+    return is_affine(args.qtype) && args.M <= kMostRows && args.K <= kLongestStripe && args.planes == nullptr;
+  }
 
   /// Those of `unit`; nothing if the thread has just done the unit before it.
   void fetch_for(std::int64_t unit) const {
@@ -225,7 +227,7 @@ bool run(const kernels::Choice& choice, MatmulArgs& args, QuantizedRows* rows, G
   args.threads = serial ? 1 : thread_count();
   const std::int64_t units = kernel.unit_count(args);
   const FirstCodes first(args, units);
-  first.fetch_for(0);  // while activations are prepared and other threads wake
+  first.fetch_for(0);  // unless matmul_fetch did, while activations are prepared and other threads wake
   const std::int64_t block = args.M > kBlockRows ? kBlockRows : 1, blocks = (args.M + block - 1) / block;
   parallel_for(blocks, serial ? blocks : std::max<std::int64_t>(1, (1 << 16) / args.K / block),
                [&](std::int64_t begin, std::int64_t end) {
@@ -303,6 +305,16 @@ void matmul(const ActivationView& x, const WeightView& w, const void* bias, void
   check_rows(x.rows, x.row_stride, w);
   MatmulArgs args = complete(x, w, bias, y);
   run_chosen(args);
+}
+
+void matmul_fetch(const ActivationView& x, const WeightView& w) {
+  check_weight(w);
+  check_rows(x.rows, x.row_stride, w);
+  MatmulArgs args = complete(x, w, nullptr, nullptr);
+  if (args.M == 0 || args.N == 0 || args.K == 0 || !FirstCodes::gain(args)) return;
+  const kernels::Choice choice = kernels::choose_matmul(args);
+  args.threads = is_serial(args, choice.isa) ? 1 : thread_count();
+  FirstCodes(args, choice.kernel->unit_count(args)).fetch_for(0);
 }
 
 void matmul_codes(const CodesView& x, const WeightView& w, const void* bias, DType dtype, void* y) {

@@ -42,6 +42,10 @@ struct ActivationView {
 /// depend on the number of threads.
 void matmul(const ActivationView& x, const WeightView& w, const void* bias, void* y);
 
+/// Fetches what `matmul` reads first of the weight, where memory is what few rows wait for: for callers who have
+/// something to do before they know where y is. Only the shapes and types of x are read. Errors as above.
+void matmul_fetch(const ActivationView& x, const WeightView& w);
+
 /// Name of the kernel that matmul would run with the active ISA: "<isa>/<qtype>/<dtype>/<regime>", for instance
 /// "avx2/qint4/bfloat16/few_rows". Only the shapes and types of the views are read. `extreme_values`: the one that runs
 /// where x holds values that some kernels decline: magnitudes below 2^-80 or from 2^100 on, infinities, NaN.
