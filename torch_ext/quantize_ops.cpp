@@ -74,7 +74,7 @@ Tensor quantize_symmetric_op(Tensor base, ScalarType dtype, OptionalIndex axis, 
   check_count(kOp, "scale", scale, count_of(shape));
   const auto [values, scales] = same_dtype(kOp, base, scale);
   const Tensor dense = as_contiguous(values);
-  Tensor codes = empty(sizes, dtype);
+  Tensor codes = empty_codes(sizes, dtype);
   quantize_symmetric(matrix_of(kOp, dense, shape), qtype, shape.axis, scales.const_data_ptr(),
                      codes.mutable_data_ptr());
   return codes;
@@ -120,7 +120,7 @@ AffineInputs affine_inputs(const char* op, const Tensor& base, Index bits, Index
 Tensor quantize_affine_op(Tensor base, Index bits, Index axis, OptionalIndex group_size, Tensor scale, Tensor shift) {
   constexpr const char* kOp = "quantize_affine";
   const AffineInputs in = affine_inputs(kOp, base, bits, axis, group_size, scale, shift);
-  Tensor codes = empty(in.sizes, ScalarType::Byte);
+  Tensor codes = empty_codes(in.sizes, ScalarType::Byte);
   quantize_affine(matrix_of(kOp, in.base, in.grouping.matrix), in.qtype, in.grouping.matrix.axis,
                   in.scale.const_data_ptr(), in.shift.view, static_cast<std::uint8_t*>(codes.mutable_data_ptr()));
   return codes;
@@ -140,7 +140,7 @@ std::vector<Index> with_first(std::vector<Index> sizes, Index first) {
 
 Tensor pack_codes(const std::uint8_t* codes, const std::vector<Index>& sizes, int bits) {
   const auto [rows, cols] = packing_matrix(sizes);
-  Tensor packed = empty(with_first(sizes, packed_rows(rows, bits)), ScalarType::Byte);
+  Tensor packed = empty_codes(with_first(sizes, packed_rows(rows, bits)), ScalarType::Byte);
   pack(codes, rows, cols, bits, static_cast<std::uint8_t*>(packed.mutable_data_ptr()));
   return packed;
 }
@@ -152,7 +152,7 @@ Tensor quantize_affine_packed_op(Tensor base, Index bits, Index axis, OptionalIn
   const ConstMatrix matrix = matrix_of(kOp, in.base, in.grouping.matrix);
   const auto [rows, cols] = packing_matrix(in.sizes);
   if (matrix.rows == rows && matrix.cols == cols) {
-    Tensor packed = empty(with_first(in.sizes, packed_rows(rows, static_cast<int>(bits))), ScalarType::Byte);
+    Tensor packed = empty_codes(with_first(in.sizes, packed_rows(rows, static_cast<int>(bits))), ScalarType::Byte);
     quantize_affine_packed(matrix, in.qtype, in.grouping.matrix.axis, in.scale.const_data_ptr(), in.shift.view,
                            static_cast<std::uint8_t*>(packed.mutable_data_ptr()));
     return packed;

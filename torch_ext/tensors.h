@@ -46,6 +46,8 @@ ScalarType scalar_type(DType dtype);
 
 /// An uninitialized contiguous CPU tensor.
 Tensor empty(const std::vector<std::int64_t>& sizes, ScalarType dtype);
+/// The same for codes, of a byte each, which may be a weight's and read again and again.
+Tensor empty_codes(const std::vector<std::int64_t>& sizes, ScalarType dtype);
 Tensor empty_strided(const std::vector<std::int64_t>& sizes, const std::vector<std::int64_t>& strides,
                      ScalarType dtype);
 

@@ -125,3 +125,14 @@ def test_large_results_lie_on_huge_pages() -> None:
     assert "hg" in _mapping_flags(found.data_ptr() + found.nbytes // 2)
     small = torch.ops.quanto.fake_quantize_symmetric(base[:16], "qint8", 0, None)
     assert "hg" not in _mapping_flags(small.data_ptr())
+
+
+@pytest.mark.parametrize("weights", [qint8, qint4])
+def test_large_weights_lie_on_huge_pages(weights: Any) -> None:
+    """Reading them from small ones takes up to a tenth longer."""
+    model = torch.nn.Sequential(torch.nn.Linear(4096, 4096, bias=False, dtype=torch.bfloat16))
+    quantize(model, weights=weights)
+    freeze(model)
+    weight: Any = model[0].weight
+    codes = weight._data if weights is qint8 else weight._data._data
+    assert "hg" in _mapping_flags(codes.data_ptr() + codes.nbytes // 2)
