@@ -129,7 +129,7 @@ def parse() -> argparse.Namespace:
 
 @torch.inference_mode()
 def serve(connection: Connection, path: Path, weights: str, threads: int, ids: torch.Tensor, tokens: int) -> None:
-    """Load a model, then measure what the other side asks for, as long as that lives."""
+    """Load a model, then measure what the other side asks for, until it asks for nothing (None)."""
     torch.set_num_threads(threads)
     model = load(path, weights)
     short = ids[:, :16]
@@ -143,8 +143,8 @@ def serve(connection: Connection, path: Path, weights: str, threads: int, ids: t
         "prefill": lambda: prefill_seconds(model, ids),
         "compiled": lambda: compiled().decode_seconds(tokens),
     }
-    while True:
-        connection.send(measures[connection.recv()]())
+    while (measure := connection.recv()) is not None:
+        connection.send(measures[measure]())
 
 
 def main() -> int:
@@ -179,6 +179,8 @@ def main() -> int:
         compiled = rounds({"eager": partial(seconds, "dense", "decode"), **runners}, options.rounds)
         title = "decode, compiled with a static cache (eager: dense, without either)"
         results["compiled"] = report(title, compiled, 1, compiled["eager"])
+    for side in sides.values():
+        side.send(None)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
