@@ -73,11 +73,12 @@ def prefill_seconds(model: Any, ids: torch.Tensor) -> float:
 class Compiled:
     """A compiled forward of one token on a static cache."""
 
-    def __init__(self, model: Any, ids: torch.Tensor, length: int) -> None:
+    def __init__(self, model: Any, ids: torch.Tensor, length: int, guards: bool) -> None:
         self.model = model
         self.ids = ids
         self.cache = StaticCache(config=model.config, max_cache_len=length)
-        self.step = torch.compile(model.forward, fullgraph=True)
+        options = None if guards else {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+        self.step = torch.compile(model.forward, fullgraph=True, options=options)
 
     def decode_seconds(self, tokens: int) -> float:
         """Seconds of a token after the prompt, with which the cache is filled anew."""
@@ -122,21 +123,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt of the prefill")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="measure compiled decoding too")
+    parser.add_argument(
+        "--skip-guards", action="store_true", help="compile without checking at each call that no module has changed"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
 @torch.inference_mode()
-def serve(connection: Connection, path: Path, weights: str, threads: int, ids: torch.Tensor, tokens: int) -> None:
+def serve(connection: Connection, weights: str, options: argparse.Namespace, ids: torch.Tensor) -> None:
     """Load a model, then measure what the other side asks for, until it asks for nothing (None)."""
-    torch.set_num_threads(threads)
-    model = load(path, weights)
-    short = ids[:, :16]
+    torch.set_num_threads(options.threads)
+    model = load(options.model, weights)
+    short, tokens = ids[:, :16], options.tokens
 
     @cache
     def compiled() -> Compiled:
-        return Compiled(model, short, 16 + tokens)
+        return Compiled(model, short, 16 + tokens, not options.skip_guards)
 
     measures: dict[str, Callable[[], float]] = {
         "decode": lambda: decode_seconds(model, short, tokens),
@@ -155,11 +159,11 @@ def main() -> int:
     # A process for each: compiled functions of one process share the code of `forward`, and every call checks the
     # guards of one model after the other.
     context = multiprocessing.get_context("spawn")
-    sides = {}
+    sides, processes = {}, []
     for name in ["dense", "nothing", *options.weights]:
         sides[name], other = context.Pipe()
-        arguments = (other, options.model, name, options.threads, ids, options.tokens)
-        context.Process(target=serve, args=arguments, daemon=True).start()
+        processes.append(context.Process(target=serve, args=(other, name, options, ids), daemon=True))
+        processes[-1].start()
         other.close()
 
     def seconds(side: str, what: str) -> float:
@@ -179,8 +183,9 @@ def main() -> int:
         compiled = rounds({"eager": partial(seconds, "dense", "decode"), **runners}, options.rounds)
         title = "decode, compiled with a static cache (eager: dense, without either)"
         results["compiled"] = report(title, compiled, 1, compiled["eager"])
-    for side in sides.values():
+    for side, process in zip(sides.values(), processes, strict=True):
         side.send(None)
+        process.join()
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0

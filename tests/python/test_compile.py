@@ -158,6 +158,17 @@ def test_compiles_with_inductor(weights, activations):
         torch.testing.assert_close(torch.compile(model, fullgraph=True)(x), model(x), rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ["qint8", "qint4"])
+def test_compiles_without_guards_on_modules(weights):
+    x, model = torch.randn(4, 64), quantized(torch.nn.Sequential(torch.nn.Linear(64, 48)), weights, None, None)
+    options = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
+    compiled = torch.compile(model, fullgraph=True, options=options)
+    with torch.no_grad():
+        for rows in (x, torch.randn(4, 64)):
+            torch.testing.assert_close(compiled(rows), model(rows))
+
+
 def _hits_of_the_cache(model, x):
     """How often a compilation that knows nothing but the cache of files finds something there."""
     torch.compiler.reset()
