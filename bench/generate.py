@@ -128,7 +128,10 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.skip_guards and not options.compile:
+        parser.error("--skip-guards: got it without --compile, expected both")
+    return options
 
 
 @torch.inference_mode()

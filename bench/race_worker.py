@@ -103,7 +103,7 @@ def operator(weight: Tensor, weights: str, activations: str) -> Built:
     w: Any = layer.weight
     if weights in ("int4", "int2"):
         tensors = (w._data._data, w._scale, w._shift)
-        rest = () if weights == "int4" else (None, w._qtype.bits)  # as QLinear calls it
+        rest = () if weights == "int4" else (None, w._qtype.bits)  # 4 bits go without saying
         return Operator(torch.ops.quanto.linear_qbits.default, tensors, *rest), rows
     return Operator(torch.ops.quanto.linear_qbytes.default, (w._data, w._scale), None), rows
 

@@ -60,7 +60,7 @@ WeightTensors qbits_matrix(const char* op, Tensor data, Tensor scale, Tensor shi
   if (data.dim() != 2) fail(op, "data", shape_text(data), "2 dimensions");
   const std::int64_t cols = data.size(1);
   if (cols != in_features && (cols == 0 || in_features == 0 || in_features % cols != 0)) {
-    fail(op, "data", shape_text(data), "as many columns as a divisor of " + std::to_string(in_features));
+    fail(op, "data", shape_text(data), "a number of columns that divides " + std::to_string(in_features));
   }
   const bool grouped = cols != in_features;
   const std::int64_t groups = grouped ? in_features / cols : 1, count = scale.numel();

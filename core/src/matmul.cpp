@@ -140,14 +140,14 @@ bool is_serial(const MatmulArgs& args, Isa isa) {
 class FirstCodes {
  public:
   FirstCodes(const MatmulArgs& args, std::int64_t units)
-      : args_(args), units_(units), bits_(qtype_info(args.qtype).bits), wanted_(gain(args)) {}
+      : args_(args), units_(units), bits_(qtype_info(args.qtype).bits), wanted_(worthwhile(args)) {}
 
   /// Whether fetching them is worth it.
-  static bool gain(const MatmulArgs& args) {
+  static bool worthwhile(const MatmulArgs& args) {
     return is_affine(args.qtype) && args.M <= kMostRows && args.K <= kLongestStripe && args.planes == nullptr;
   }
 
-  /// Those of `unit`; nothing if the thread has just done the unit before it.
+  /// Those of `unit`; nothing if the thread has just done the unit before it, or fetched them.
   void fetch_for(std::int64_t unit) const {
     if (!wanted_ || last_end == codes_of(unit)) return;
     last_end = codes_of(unit);
@@ -311,7 +311,7 @@ void matmul_fetch(const ActivationView& x, const WeightView& w) {
   check_weight(w);
   check_rows(x.rows, x.row_stride, w);
   MatmulArgs args = complete(x, w, nullptr, nullptr);
-  if (args.M == 0 || args.N == 0 || args.K == 0 || !FirstCodes::gain(args)) return;
+  if (args.M == 0 || args.N == 0 || args.K == 0 || !FirstCodes::worthwhile(args)) return;
   const kernels::Choice choice = kernels::choose_matmul(args);
   args.threads = is_serial(args, choice.isa) ? 1 : thread_count();
   FirstCodes(args, choice.kernel->unit_count(args)).fetch_for(0);

@@ -1,10 +1,12 @@
 #include "quanto/matmul.h"
 
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <set>
 #include <vector>
 
@@ -99,14 +101,19 @@ TEST_P(Matmul, MatchesTheOracleForAllShapes) {
 }
 
 TEST_P(Matmul, FetchingReadsNothing) {
-  const auto* nowhere = reinterpret_cast<const void*>(4096);
+  // Memory that nobody may read, and of that an address of its own for each call: what was just fetched is not again.
+  constexpr std::size_t kBytes = 1 << 20;
+  const auto unreadable = std::shared_ptr<void>(mmap(nullptr, kBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0),
+                                                [](void* at) { munmap(at, kBytes); });
+  ASSERT_NE(unreadable.get(), MAP_FAILED);
+  std::size_t calls = 0;
   for_each_isa([&] {
     for (const CaseShape& s : shapes_of(qtype(), dtype())) {
       const MatmulCase c(s);
       ActivationView x = c.x();
       WeightView w = c.w();
-      x.data = w.data = w.scale = nowhere;
-      if (w.shift != nullptr) w.shift = nowhere;
+      x.data = w.data = w.scale = static_cast<const char*>(unreadable.get()) + calls++ * 64 % kBytes;
+      if (w.shift != nullptr) w.shift = w.data;
       EXPECT_NO_THROW(matmul_fetch(x, w)) << describe(s);
     }
   });

@@ -18,6 +18,8 @@ ACTIVATIONS = [None, "qint8", "qfloat8_e4m3fn", "qfloat8_e5m2"]
 @pytest.fixture(autouse=True)
 def _no_compiled_code():
     torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()  # code without guards would serve other models
 
 
 @pytest.fixture(params=ACTIVATIONS)

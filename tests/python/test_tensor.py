@@ -24,6 +24,7 @@ from optimum.quanto import (
     quantize_weight,
     ungroup,
 )
+from optimum.quanto.nn.qmodule import linear_kernel
 
 
 def make_weight(qtype_name, dtype, shape=(12, 64), axis=0, group_size=None, zeropoint=False):
@@ -85,6 +86,18 @@ def test_compiled_code_of_another_layout_is_not_reused():
     assert len({weight._stable_hash_for_caching() for weight in layouts}) == len(layouts)
     again = make_weight("qint4", torch.float32, (64, 64), 0, 32)
     assert again._stable_hash_for_caching() == layouts[0]._stable_hash_for_caching()
+
+
+def test_layers_of_codes_that_kernels_do_not_read():
+    x, weight = torch.randn(3, 64), make_weight("qint4", torch.float32, (4, 64), 0, 32)
+    codes = weight._data.unpack().reshape(4, 64)  # not a row for each group
+    other = WeightQBitsTensor.create(qint4, 0, 32, (4, 64), (64, 1), codes, weight._scale, weight._shift)
+    linear = torch.nn.functional.linear
+    torch.testing.assert_close(linear(x, other), linear(x, weight))
+    assert linear_kernel(other, 1).startswith("slow"), "the coverage report says so"
+    scale = torch.ones(0, 1)
+    empty = WeightQBitsTensor.quantize(torch.zeros(4, 0), qint4, 0, 32, scale, scale)
+    assert torch.equal(linear(torch.zeros(3, 0), empty), torch.zeros(3, 4))
 
 
 def test_deepcopy_and_clone_do_not_share_memory(weight):

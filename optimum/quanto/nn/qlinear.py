@@ -14,7 +14,9 @@ from .qmodule import QModuleMixin, linear_kernel, register_qmodule
 __all__ = ["QLinear"]
 
 _is_traced = torch.compiler.is_dynamo_compiling
-_is_recorded = torch._C._is_tracing  # by torch.jit.trace, which compares the lines of calls with and without gradients
+# By torch.jit.trace, whose check compares the places in the source that operators were called from: those of calls
+# with and without gradients have to be the same.
+_is_recorded = torch._C._is_tracing
 _WEIGHTS = (WeightQBitsTensor, WeightQBytesTensor)
 
 

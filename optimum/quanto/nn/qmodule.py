@@ -162,9 +162,10 @@ def weight_kernel(weight: Tensor, name: Callable[[Any], str]) -> str:
     """`name` of a frozen weight where kernels read its layout; else by what other means it is used."""
     if weight.device.type != "cpu":
         return f"composition of torch operators on {weight.device.type}"
-    if not isinstance(weight, WeightQBitsTensor | WeightQBytesTensor) or weight.axis == -1:
-        return "slow: decodes the weight on every forward"
-    return name(weight)
+    is_read = isinstance(weight, WeightQBitsTensor | WeightQBytesTensor) and weight.axis != -1
+    if is_read and isinstance(weight, WeightQBitsTensor) and weight.ndim == 2:
+        is_read = weight.takes_codes
+    return name(weight) if is_read else "slow: decodes the weight on every forward"
 
 
 def linear_kernel(weight: Tensor, rows: int, codes: qtype | None = None) -> str:

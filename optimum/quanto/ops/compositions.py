@@ -289,9 +289,9 @@ def linear_qbytes(input: Tensor, data: Tensor, scale: Tensor, bias: Tensor | Non
     return torch.nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
 
 
-def _dequantized_matrix(input: Tensor, data: Tensor, scale: Tensor, shift: Tensor, bits: int) -> Tensor:
+def _dequantized_matrix(op: str, input: Tensor, data: Tensor, scale: Tensor, shift: Tensor, bits: int) -> Tensor:
     in_features = input.shape[-1]
-    out_features, group_size = packed_matrix(data, scale, in_features)
+    out_features, group_size = packed_matrix(op, data, scale, in_features)
     return dequantize_affine(data, scale, shift, bits, 0, group_size, (out_features, in_features), True)
 
 
@@ -303,7 +303,7 @@ def linear_qbits(
     bias: Tensor | None = None,
     bits: int = 4,
 ) -> Tensor:
-    weight = _dequantized_matrix(input, data, scale, shift, bits).to(input.dtype)
+    weight = _dequantized_matrix("linear_qbits", input, data, scale, shift, bits).to(input.dtype)
     return torch.nn.functional.linear(input, weight, None if bias is None else bias.to(input.dtype))
 
 
@@ -332,7 +332,7 @@ def linear_codes_qbits(
     bits: int = 4,
 ) -> Tensor:
     offset = shift.to(torch.float32) if shift.dtype.is_floating_point else shift
-    weight = _dequantized_matrix(input, data, scale.to(torch.float32), offset, bits)
+    weight = _dequantized_matrix("linear_codes_qbits", input, data, scale.to(torch.float32), offset, bits)
     return _row_scaled(torch.nn.functional.linear(input.to(torch.float32), weight), input_scale, bias, dtype)
 
 

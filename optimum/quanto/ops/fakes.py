@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -33,10 +34,27 @@ def grouped_shape(shape: Sequence[int], axis: int, group_size: int | None) -> tu
     return (groups, group_size) if axis == 0 else (group_size, groups)
 
 
-def packed_matrix(data: Tensor, scale: Tensor, in_features: int) -> tuple[int, int | None]:
-    """Output channels and group size (None where rows are not cut) of a packed matrix `in_features` wide."""
-    columns, groups = data.shape[1], scale.numel()
-    return (groups, None) if columns == in_features else (groups * columns // in_features, columns)
+def packed_matrix(op: str, data: Tensor, scale: Tensor, in_features: int) -> tuple[int, int | None]:
+    """Output channels and group size (None where rows are not cut) of a packed matrix `in_features` wide.
+
+    Raises:
+        RuntimeError: the shapes are not those of such a matrix, as the operator `op` says on the CPU.
+    """
+
+    def fail(what: str, t: Tensor, expected: str) -> NoReturn:
+        raise RuntimeError(f"[{op}] {what}: got shape ({', '.join(map(str, t.shape))}), expected {expected}")
+
+    if data.ndim != 2:
+        fail("data", data, "2 dimensions")
+    columns, count = data.shape[1], scale.numel()
+    if columns == in_features:
+        return count, None
+    if columns == 0 or in_features == 0 or in_features % columns != 0:
+        fail("data", data, f"a number of columns that divides {in_features}")
+    groups = in_features // columns
+    if count % groups != 0:
+        fail("scale", scale, f"a multiple of {groups} elements")
+    return count // groups, columns
 
 
 def _quantize_symmetric(base: Tensor, dtype: torch.dtype, axis: int | None, scale: Tensor) -> Tensor:
@@ -143,7 +161,8 @@ def _linear_qbits(
     bias: Tensor | None = None,
     bits: int = 4,
 ) -> Tensor:
-    return input.new_empty((*input.shape[:-1], packed_matrix(data, scale, input.shape[-1])[0]))
+    out_features, _ = packed_matrix("linear_qbits", data, scale, input.shape[-1])
+    return input.new_empty((*input.shape[:-1], out_features))
 
 
 def _linear_codes_qbytes(
@@ -162,7 +181,7 @@ def _linear_codes_qbits(
     dtype: torch.dtype,
     bits: int = 4,
 ) -> Tensor:
-    out_features, _ = packed_matrix(data, scale, input.shape[-1])
+    out_features, _ = packed_matrix("linear_codes_qbits", data, scale, input.shape[-1])
     return torch.empty((*input.shape[:-1], out_features), dtype=dtype, device=input.device)
 
 
@@ -182,7 +201,8 @@ def _linear_quantizing_qbits(
     bias: Tensor | None = None,
     bits: int = 4,
 ) -> Tensor:
-    return scale.new_empty((*input.shape[:-1], packed_matrix(data, scale, input.shape[-1])[0]))
+    out_features, _ = packed_matrix("linear_quantizing_qbits", data, scale, input.shape[-1])
+    return scale.new_empty((*input.shape[:-1], out_features))
 
 
 def _conv(

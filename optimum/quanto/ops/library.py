@@ -42,7 +42,7 @@ def library_path() -> Path:
 
 @lru_cache(maxsize=1)
 def fingerprint() -> str:
-    """What tells this package and its operators from others, with which code may have been compiled that is cached."""
+    """A hash of the version and of the schemas of all operators: compiled code fits those it was compiled with."""
     schemas = (str(schema) for schema in torch._C._jit_get_all_schemas() if schema.name.startswith("quanto::"))
     version = sys.modules[__name__.removesuffix(".ops.library")].__version__
     return hashlib.sha256("\n".join((version, *sorted(schemas))).encode()).hexdigest()

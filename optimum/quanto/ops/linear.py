@@ -53,7 +53,7 @@ class _LinearQBits(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             data, scale, shift = ctx.saved_tensors
             bits, in_features = ctx.layout
-            out_features, group_size = packed_matrix(data, scale, in_features)
+            out_features, group_size = packed_matrix("linear_qbits", data, scale, in_features)
             weight = torch.ops.quanto.dequantize_affine(
                 data, scale, shift, bits, 0, group_size, [out_features, in_features], True
             )

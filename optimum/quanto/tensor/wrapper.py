@@ -101,8 +101,8 @@ class WrapperTensor(Tensor):
         return cls.from_parts(inner_tensors, meta, outer_size, outer_stride)
 
     def _stable_hash_for_caching(self) -> str:
-        """What torch.compile's cache knows the tensor by: everything but the values, and the operators that code which
-        was compiled for it calls."""
+        """What torch.compile's cache knows the tensor by: everything but the values. Also the operators, which
+        compiled code calls."""
         layout = f"{self.metadata()!r}{tuple(self.size())}{tuple(self.stride())}{self.dtype}"
         return f"{type(self).__name__}{layout}{fingerprint()}"
 

@@ -611,8 +611,10 @@ ERRORS = {
     "[linear_qbits] data: got shape (128), expected 2 dimensions": lambda: QUANTO.linear_qbits(
         torch.ones(2, 64), torch.ones(128, dtype=torch.uint8), torch.ones(4, 1), torch.ones(4, 1)
     ),
-    "[linear_qbits] data: got shape (4, 48), expected as many columns as a divisor of 64": lambda: QUANTO.linear_qbits(
-        torch.ones(2, 64), torch.ones(4, 48, dtype=torch.uint8), torch.ones(8, 1), torch.ones(8, 1)
+    "[linear_qbits] data: got shape (4, 48), expected a number of columns that divides 64": lambda: (
+        QUANTO.linear_qbits(
+            torch.ones(2, 64), torch.ones(4, 48, dtype=torch.uint8), torch.ones(8, 1), torch.ones(8, 1)
+        )
     ),
     "[linear_qbits] scale: got shape (7, 1), expected a multiple of 2 elements": lambda: QUANTO.linear_qbits(
         torch.ones(2, 64), torch.ones(4, 32, dtype=torch.uint8), torch.ones(7, 1), torch.ones(7, 1)
@@ -630,6 +632,18 @@ def test_errors_name_the_argument_and_what_is_allowed(message):
         ERRORS[message]()
     assert message in str(error.value)
     assert ".cpp" not in str(error.value)
+
+
+@pytest.mark.parametrize(("data", "scale"), [((128,), (4, 1)), ((4, 48), (8, 1)), ((4, 0), (8, 1)), ((4, 32), (7, 1))])
+def test_packed_matrices_of_wrong_shapes_get_the_same_error_on_every_device(data, scale):
+    messages = []
+    for device in ("cpu", "meta"):
+        codes = torch.ones(data, dtype=torch.uint8, device=device)
+        scales = torch.ones(scale, device=device)
+        with pytest.raises(RuntimeError, match="linear_qbits") as error:
+            QUANTO.linear_qbits(torch.ones(2, 64, device=device), codes, scales, scales)
+        messages.append(str(error.value))
+    assert messages[0].startswith(messages[1])
 
 
 def test_rows_of_a_kernel_do_not_depend_on_the_batch_they_came_in(isa, dtype):

@@ -92,8 +92,14 @@ class WeightQBitsTensor(QBitsTensor):
         super().__init__(qtype, axis, group_size, size, stride, data, scale, shift)
         self._size = tuple(size)
         self._stride = tuple(stride)
-        # Asked on every forward: whether linear kernels read this layout, and its bits.
-        self.takes_codes = axis == 0 and len(self._size) == 2 and isinstance(data, PackedTensor)
+        # Asked on every forward: whether linear kernels read this layout, and its bits. They find groups in its shape.
+        self.takes_codes = (
+            axis == 0
+            and len(self._size) == 2
+            and self._size[1] > 0
+            and isinstance(data, PackedTensor)
+            and tuple(data.shape) == (self._size if group_size is None else grouped_shape(self._size, 0, group_size))
+        )
         self._bits = qtype.bits
 
     @classmethod
@@ -220,7 +226,7 @@ class WeightQBitsTensor(QBitsTensor):
 
     def linear(self, input: Tensor, bias: Tensor | None = None, operator: Any = _linear_qbits) -> Tensor:
         """`input @ self.T + bias`; gradients reach the input, the bias and the float weight of an unfrozen module.
-        `operator`: `untraced_operator` where TorchDynamo does not trace."""
+        `operator`: `untraced_operator` where neither TorchDynamo nor torch.jit.trace follows."""
         scale = self._scale
         if (
             type(input) is Tensor

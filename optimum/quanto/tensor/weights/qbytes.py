@@ -158,7 +158,7 @@ class WeightQBytesTensor(QBytesTensor):
 
     def linear(self, input: Tensor, bias: Tensor | None = None, operator: Any = _linear_qbytes) -> Tensor:
         """`input @ self.T + bias`; gradients reach the input, the bias and the float weight of an unfrozen module.
-        `operator`: `untraced_operator` where TorchDynamo does not trace."""
+        `operator`: `untraced_operator` where neither TorchDynamo nor torch.jit.trace follows."""
         scale = self._scale
         if (
             type(input) is Tensor
