@@ -200,8 +200,8 @@ namespace {
 /// Blocks from this size on glibc always maps anew: all their pages are met for the first time by who writes them.
 constexpr std::size_t kMappedAnew = std::size_t{32} << 20;
 
-/// Codes from this size on lie on huge pages for the most part, wherever they begin. From memory, 4096 x 4096 int8
-/// weights and one row take 264 us there and 290 us on small ones, int4 weights and four rows 216 and 230.
+/// Of codes from this size on at least half lies on whole huge pages, wherever they begin. From memory, 4096 x 4096
+/// int8 weights and one row take 264 us there and 290 us on small ones, int4 weights and four rows 216 and 230.
 constexpr std::size_t kHugeCodes = std::size_t{4} << 20;
 
 /// Asks for huge pages below a large block that is about to be written. Rounding a 4096 x 4096 float32 weight for
