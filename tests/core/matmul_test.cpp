@@ -404,6 +404,25 @@ TEST_P(Matmul, ServesExtremeValuesInAllShapes) {
   });
 }
 
+/// Each thread finds by itself whether the kernel serves its activations.
+TEST_P(Matmul, KeepsTinyActivationsOnEveryThread) {
+  const float tiny = dtype() == DType::float16 ? 0x1p-20f : 0x1p-130f;
+  for_each_isa([&] {
+    for (const std::int64_t M : {1, 4, 8}) {
+      for (const int threads : {1, 2, 5}) {
+        set_thread_count(threads);
+        CaseShape s = shape(M, 514, 1024);
+        s.with_bias = false;
+        MatmulCase c(s);
+        for (std::int64_t i = 0; i < M * 1024; ++i) store_float(c.x_data(), dtype(), i, i % 3 == 0 ? tiny : 3 * tiny);
+        c.run();
+        EXPECT_EQ(check_matmul(c.x(), c.w(), c.bias(), c.y()), "") << M << " rows, " << threads << " threads";
+      }
+    }
+    set_thread_count(2);
+  });
+}
+
 TEST_P(Matmul, RunsTheKernelsOfTheForcedInstructionSetOrBelow) {
   for_each_isa([&] {
     MatmulCase c(shape(1, 64, 128));
