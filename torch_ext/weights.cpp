@@ -64,8 +64,9 @@ WeightTensors qbits_matrix(const char* op, Tensor data, Tensor scale, Tensor shi
   }
   const bool grouped = cols != in_features;
   const std::int64_t groups = grouped ? in_features / cols : 1, count = scale.numel();
-  if (count % groups != 0)
+  if (count % groups != 0) {
     fail(op, "scale", shape_text(scale), "a multiple of " + std::to_string(groups) + " elements");
+  }
   return qbits_weight(op, std::move(data), std::move(scale), std::move(shift), bits, grouped ? cols : 0, count / groups,
                       in_features);
 }

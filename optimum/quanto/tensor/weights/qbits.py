@@ -40,10 +40,14 @@ class _Quantize(torch.autograd.Function):
         return grads[0], None, None, None, None, None
 
 
+def _codes_shape(size: Sequence[int], axis: int, group_size: int | None) -> tuple[int, ...]:
+    return tuple(size) if group_size is None else grouped_shape(size, axis, group_size)
+
+
 def _packed_codes(
     packed: Tensor, qtype: QType, axis: int, group_size: int | None, size: Sequence[int]
 ) -> PackedTensor:
-    shape = tuple(size) if group_size is None else grouped_shape(size, axis, group_size)
+    shape = _codes_shape(size, axis, group_size)
     return PackedTensor(packed, qtype.bits, shape, contiguous_strides(shape))
 
 
@@ -98,7 +102,7 @@ class WeightQBitsTensor(QBitsTensor):
             and len(self._size) == 2
             and self._size[1] > 0
             and isinstance(data, PackedTensor)
-            and tuple(data.shape) == (self._size if group_size is None else grouped_shape(self._size, 0, group_size))
+            and tuple(data.shape) == _codes_shape(self._size, axis, group_size)
         )
         self._bits = qtype.bits
 
