@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "commands.h"
+#include "quanto/cores.h"
 #include "quanto/isa.h"
 #include "quanto/matmul.h"
 #include "quanto/qtype.h"
@@ -148,7 +149,8 @@ void print_cell(const QTypeInfo& q, const Activations& activations) {
 }
 
 void print_kernels() {
-  std::printf("kernels that run with %s, by the number of rows of activations\n", isa_name(active_isa()).data());
+  std::printf("kernels that run with %s on cores called %s, by the number of rows of activations\n",
+              isa_name(active_isa()).data(), cores_name(active_cores()).data());
   std::printf("quantizers: %s\n", isa_name(quantizer_isa()).data());
   std::printf("odd: channels that are no multiple of the codes in a byte\n");
   std::printf("extreme: activations below 2^-80 or from 2^100 on, infinite or NaN\n\n");
@@ -187,6 +189,7 @@ void add_isas(CLI::App& app) {
   command->callback([kernels] {
     if (*kernels) return print_kernels();
     print_isas();
+    std::printf("\nkernels are chosen for cores called %s\n", cores_name(active_cores()).data());
     print_origins();
   });
 }

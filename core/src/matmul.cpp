@@ -13,6 +13,7 @@
 #include "kernels/registry.h"
 #include "planes.h"
 #include "quantized_rows.h"
+#include "quanto/cores.h"
 #include "quanto/isa.h"
 #include "quanto/pack.h"
 #include "quanto/parallel.h"
@@ -91,6 +92,7 @@ MatmulArgs weight_args(const WeightView& w) {
   args.groups = args.group_size == 0 ? 0 : args.K / args.group_size;
   args.packed_rows = is_affine(w.qtype) ? packed_rows(args.N * args.groups, qtype_info(w.qtype).bits) : args.N;
   args.scale_step = w.per_tensor_scale ? 0 : 1;
+  args.cores = active_cores();
   return args;
 }
 

@@ -31,7 +31,7 @@ TEST(MatmulEdges, EmptyShapes) {
 
 /// What a process may use, its threads and its children may use too.
 TEST(MatmulProcess, GivesTheSameBytesInAForkedChild) {
-  for_each_isa([] {
+  for_each_choice([] {
     MatmulCase c({QType::qint4, DType::bfloat16, DType::bfloat16, 40, 130, 256, 64});
     c.run();
     const auto expected = c.result();
@@ -70,7 +70,7 @@ bool asks_for_threads(const CaseShape& shape) {
 
 /// Waking one costs more than it saves.
 TEST(MatmulProcess, SmallCallsStayOnOneThread) {
-  for_each_isa([] {
+  for_each_choice([] {
     for (const QType qtype : {QType::qint2, QType::qint4, QType::qint8, QType::qfloat8_e4m3fn}) {
       for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16}) {
         for (const auto& [M, N, K] : {std::tuple{1, 64, 64}, {32, 64, 64}, {4, 128, 256}, {1, 256, 512}}) {

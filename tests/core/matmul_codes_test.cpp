@@ -78,13 +78,13 @@ class MatmulCodes : public ::testing::TestWithParam<Cell> {
 };
 
 TEST_P(MatmulCodes, MatchesTheOracleForAllShapes) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const CaseShape& s : shapes()) expect_matches_oracle(s);
   });
 }
 
 TEST_P(MatmulCodes, TakesEveryDTypeOfScalesAndResults) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const DType scale_dtype : kDTypes) {
       for (const DType dtype : kDTypes) {
         for (const std::int64_t M : {1, 6, 37}) {
@@ -99,7 +99,7 @@ TEST_P(MatmulCodes, TakesEveryDTypeOfScalesAndResults) {
 }
 
 TEST_P(MatmulCodes, TakesIntegerShiftsSingleScalesStridedRowsAndNoBias) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t M : {1, 6, 37}) {
       for (const std::int64_t group_size : {0, 32, 64}) {
         CaseShape s = shape(M, 68, 128, group_size);
@@ -114,7 +114,7 @@ TEST_P(MatmulCodes, TakesIntegerShiftsSingleScalesStridedRowsAndNoBias) {
 }
 
 TEST_P(MatmulCodes, GivesTheSameBytesWhereverItsOperandsLie) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t M : {1, 6, 37}) {
       CaseShape s = shape(M, 66, 192, 64);
       CodesCase aligned(x_qtype(), s, true);
@@ -130,7 +130,7 @@ TEST_P(MatmulCodes, GivesTheSameBytesWhereverItsOperandsLie) {
 }
 
 TEST_P(MatmulCodes, GivesTheSameBytesForAnyNumberOfThreads) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t M : {1, 7, 80}) {
       std::set<std::vector<std::uint8_t>> results;
       for (const int threads : {1, 2, 5}) {
@@ -146,7 +146,7 @@ TEST_P(MatmulCodes, GivesTheSameBytesForAnyNumberOfThreads) {
 }
 
 TEST_P(MatmulCodes, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const auto& [M, N, K, group_size] :
          {std::array{7, 66, 256, 64}, {70, 66, 256, 64}, {7, 67, 288, 96}, {7, 21, 16032, 96}}) {
       CodesCase batch(x_qtype(), shape(M, N, K, group_size), false);
@@ -168,7 +168,7 @@ TEST_P(MatmulCodes, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
 }
 
 TEST_P(MatmulCodes, EmptyShapes) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const auto& [M, N, K] : {std::tuple{0, 4, 8}, std::tuple{4, 0, 8}, std::tuple{0, 0, 0}, std::tuple{3, 4, 0}}) {
       expect_matches_oracle(shape(M, N, K));
     }
@@ -243,7 +243,7 @@ class QuantizingCase {
 
 TEST_P(MatmulCodes, QuantizingOnTheWayGivesTheBytesOfTwoSteps) {
   const float unit = qtype_info(x_qtype()).is_floating_point ? 0x1p-6f : 0x1p-5f;  // some values are clamped
-  for_each_isa([&] {
+  for_each_choice([&] {
     int number = 0;
     for (const DType dtype : kDTypes) {
       for (const DType scale_dtype : kDTypes) {
@@ -266,7 +266,7 @@ TEST_P(MatmulCodes, QuantizingOnTheWayGivesTheBytesOfTwoSteps) {
 
 TEST_P(MatmulCodes, QuantizingOnTheWayGivesTheBytesOfTwoStepsForSpecialValues) {
   constexpr float kInf = std::numeric_limits<float>::infinity(), kNan = std::numeric_limits<float>::quiet_NaN();
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const DType dtype : kDTypes) {
       for (const std::int64_t M : {1, 7, 40, 130}) {
         CaseShape s = shape(M, 33, 96, 32);
@@ -288,7 +288,7 @@ TEST_P(MatmulCodes, QuantizingOnTheWayGivesTheBytesOfTwoStepsForSpecialValues) {
 }
 
 TEST_P(MatmulCodes, QuantizingOnTheWayDoesNotDependOnThreads) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t M : {1, 40, 300}) {
       std::set<std::vector<std::uint8_t>> results;
       for (const int threads : {1, 2, 5}) {
@@ -309,7 +309,7 @@ TEST_P(MatmulCodes, QuantizingOnTheWayDoesNotDependOnThreads) {
 }
 
 TEST_P(MatmulCodes, QuantizingOnTheWayTakesEmptyShapes) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const auto& [M, N, K] : {std::tuple{0, 4, 8}, std::tuple{4, 0, 8}, std::tuple{0, 0, 0}, std::tuple{3, 4, 0}}) {
       for (const bool per_token : {false, true}) {
         QuantizingCase c(x_qtype(), shape(M, N, K), 0.02f);
@@ -370,7 +370,7 @@ void expect_exact(const Integers& c) {
 }
 
 TEST(MatmulInt8, SumsAreExact) {
-  for_each_isa([] {
+  for_each_choice([] {
     std::mt19937 generator(7);
     for (const auto& [M, N, K] : {std::tuple{1, 1, 1}, std::tuple{3, 37, 67}, std::tuple{5, 64, 4096},
                                   std::tuple{70, 49, 300}, std::tuple{2, 3, 100000}, std::tuple{40, 3, 70001}}) {
@@ -380,7 +380,7 @@ TEST(MatmulInt8, SumsAreExact) {
 }
 
 TEST(MatmulInt8, TheLargestSumsAreExact) {
-  for_each_isa([] {
+  for_each_choice([] {
     for (const std::int64_t M : {1, 8, 40}) {
       expect_exact(Integers(M, 2, (1 << 17) - 1, [] { return -128; }));
       expect_exact(Integers(M, 2, 5000, [&, i = 0]() mutable { return ++i <= 5000 * M ? -128 : 127; }));
@@ -393,7 +393,7 @@ TEST(MatmulInt8, TheLargestSumsOfPackedCodesAreExact) {
   constexpr std::int64_t kN = 8, kK = 4096;
   const std::vector<std::uint8_t> codes(kN * kK / 2, 0xff);
   const std::vector<float> scale(kN * kK / 16, 1.0f), shift(kN * kK / 16, 0.0f);
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const QType qtype : {QType::qint4, QType::qint2}) {
       const int largest = qtype == QType::qint4 ? 15 : 3;
       for (const std::int64_t group_size : {32, 64, 128, 256, 512, 1024, 2048, 4096}) {
@@ -438,7 +438,7 @@ TEST(MatmulInt8, MoreCodesThanAnInt32HoldsAreMultipliedAsFloats) {
 TEST(MatmulInt8, ResultsAreTheSameBytesOnEveryInstructionSet) {
   for (const std::int64_t M : {1, 5, 50}) {
     std::set<std::vector<std::uint8_t>> results;
-    for_each_isa([&] {
+    for_each_choice([&] {
       CodesCase c(QType::qint8, {QType::qint8, DType::bfloat16, DType::float16, M, 67, 1030}, true);
       c.run();
       results.insert(c.result());
@@ -454,7 +454,7 @@ TEST(MatmulInt8, SubnormalAndInfiniteResultsAreTheSameBytesOnEveryInstructionSet
     for (const float scale : {0.0f, 1e-44f, 1e-40f, 1e-37f, 1e-30f, 1e30f, 3e38f, kInf, -kInf, kInf - kInf}) {
       for (const bool with_bias : {false, true}) {
         std::set<std::vector<std::uint8_t>> results;
-        for_each_isa([&] {
+        for_each_choice([&] {
           CaseShape s{QType::qint8, DType::bfloat16, DType::float32, 50, 67, 130};
           s.with_bias = with_bias;
           CodesCase c(QType::qint8, s, per_row_scale);
@@ -469,7 +469,7 @@ TEST(MatmulInt8, SubnormalAndInfiniteResultsAreTheSameBytesOnEveryInstructionSet
 }
 
 TEST(MatmulFloat8, SpecialCodesBehaveAsTheirValues) {
-  for_each_isa([] {
+  for_each_choice([] {
     for (const std::int64_t M : {1, 5, 40}) {
       CodesCase c(QType::qfloat8_e5m2, {QType::qint8, DType::float32, DType::float32, M, 36, 64}, false);
       c.x_data()[7] = 0x7c;  // infinity

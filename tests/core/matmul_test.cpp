@@ -95,7 +95,7 @@ class Matmul : public ::testing::TestWithParam<Cell> {
 };
 
 TEST_P(Matmul, MatchesTheOracleForAllShapes) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const CaseShape& s : shapes_of(qtype(), dtype())) expect_matches_oracle(s);
   });
 }
@@ -107,7 +107,7 @@ TEST_P(Matmul, FetchingReadsNothing) {
                                                 [](void* at) { munmap(at, kBytes); });
   ASSERT_NE(unreadable.get(), MAP_FAILED);
   std::size_t calls = 0;
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const CaseShape& s : shapes_of(qtype(), dtype())) {
       const MatmulCase c(s);
       ActivationView x = c.x();
@@ -120,7 +120,7 @@ TEST_P(Matmul, FetchingReadsNothing) {
 }
 
 TEST_P(Matmul, TakesEveryScaleDType) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const DType scale_dtype : kDTypes) {
       for (const std::int64_t M : {1, 6, 14, 45}) {
         CaseShape s = shape(M, 66, 128);
@@ -132,7 +132,7 @@ TEST_P(Matmul, TakesEveryScaleDType) {
 }
 
 TEST_P(Matmul, TakesIntegerShiftsAndSingleScales) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t M : {1, 6, 14, 45}) {
       CaseShape s = shape(M, 68, 128);
       s.shift_kind = ShiftKind::integer;
@@ -143,7 +143,7 @@ TEST_P(Matmul, TakesIntegerShiftsAndSingleScales) {
 }
 
 TEST_P(Matmul, TakesStridedRowsAndNoBias) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t M : {1, 6, 14, 45}) {
       CaseShape s = shape(M, 20, 96);
       s.extra_stride = 5;
@@ -154,7 +154,7 @@ TEST_P(Matmul, TakesStridedRowsAndNoBias) {
 }
 
 TEST_P(Matmul, TakesOneRowManyTimes) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t M : {2, 3, 6, 14, 45, 70}) {
       MatmulCase c(shape(M, 66, 128));
       const auto row_bytes = 128 * static_cast<std::ptrdiff_t>(dtype_size(dtype()));
@@ -171,7 +171,7 @@ TEST_P(Matmul, TakesOneRowManyTimes) {
 
 /// A tensor that is mapped from a file lies at any byte.
 TEST_P(Matmul, GivesTheSameBytesWhereverItsOperandsLie) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t K : {67, 192}) {
       for (const std::int64_t M : {1, 6, 14, 45}) {
         CaseShape s = shape(M, 66, K);
@@ -189,7 +189,7 @@ TEST_P(Matmul, GivesTheSameBytesWhereverItsOperandsLie) {
 }
 
 TEST_P(Matmul, GivesTheSameBytesForAnyNumberOfThreads) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     // The last: so many rows that they are shared out.
     for (const auto& [M, N, K] :
          {std::array{1, 514, 1024}, {7, 514, 1024}, {16, 514, 1024}, {48, 514, 1024}, {550, 98, 96}}) {
@@ -225,7 +225,7 @@ void expect_same_bytes_in_parts(const CaseShape& shape, std::int64_t some) {
 }
 
 TEST_P(Matmul, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const auto& [M, some] : {std::pair{7, 1}, std::pair{16, 9}, std::pair{30, 13}, std::pair{70, 7},
                                   std::pair{70, 23}, std::pair{70, 35}}) {
       expect_same_bytes_in_parts(shape(M, 66, 256), some);
@@ -235,7 +235,7 @@ TEST_P(Matmul, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
 
 /// Where K is deeper than what is multiplied at once, which depends on the number of rows.
 TEST_P(Matmul, GivesARowTheSameBytesHoweverDeepItsBlocksAre) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const auto& [M, some] : {std::pair{2, 1}, std::pair{8, 1}, std::pair{10, 3}, std::pair{12, 5}}) {
       for (const std::int64_t group_size : {0, 96, 128, 160}) {
         if (group_size != 0 && !is_affine(qtype())) continue;
@@ -252,7 +252,7 @@ TEST_P(Matmul, GivesARowTheSameBytesHoweverDeepItsBlocksAre) {
 /// What a float matmul with the dequantized weight gives for one non-finite activation.
 TEST_P(Matmul, TreatsNonFiniteActivationsAsAFloatMatmulDoes) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const float special : {kInfinity, -kInfinity, std::numeric_limits<float>::quiet_NaN()}) {
       for (const std::int64_t M : {1, 2, 3, 4, 5, 7, 8, 13, 14, 44}) {
         MatmulCase c(shape(M, 36, 128));
@@ -273,7 +273,7 @@ TEST_P(Matmul, TreatsNonFiniteActivationsAsAFloatMatmulDoes) {
 }
 
 TEST_P(Matmul, KeepsTinyActivations) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t M : {1, 2, 3, 4, 5, 7, 8, 13, 14, 44}) {
       CaseShape s = shape(M, 36, 128);
       s.with_bias = false;
@@ -289,7 +289,7 @@ TEST_P(Matmul, KeepsTinyActivations) {
 /// Of bfloat16: float16 holds no scales as small, and float32 sums would be subnormal themselves.
 TEST_P(Matmul, KeepsSubnormalResults) {
   if (dtype() != DType::bfloat16) return;
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t M : {1, 4, 13, 44, 70}) {
       CaseShape s = shape(M, 36, 128);
       s.with_bias = false;
@@ -307,7 +307,7 @@ TEST_P(Matmul, KeepsSubnormalResults) {
 /// Magnitudes between which kernels may take activations apart or factor powers of two out of them.
 TEST_P(Matmul, KeepsActivationsOfEveryMagnitude) {
   if (dtype() == DType::float16) return;  // its exponents are from -24 to 15
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const int exponent : {-110, -104, -81, -80, -79, -60, 60, 99, 100}) {
       for (const std::int64_t M : {1, 2, 3, 4, 5, 6, 7, 8, 14, 40}) {
         CaseShape s = shape(M, 36, 128);
@@ -341,7 +341,7 @@ std::vector<std::uint8_t> bytes_without_row(const std::vector<std::uint8_t>& all
 
 /// One value that a kernel declines has another one serve the whole batch. Nothing else of it reaches other rows.
 TEST_P(Matmul, KeepsExtremeValuesOfARowFromTheOthers) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t M : {2, 3, 5, 8, 14, 40}) {
       const CaseShape s = shape(M, 36, 128);
       MatmulCase plain(s);
@@ -385,7 +385,7 @@ TEST_P(Matmul, ServesExtremeValuesInAllShapes) {
       for (const std::int64_t group_size : {32, 64, 96, 128}) add(M, N, 3 * group_size, group_size);
     }
   }
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const CaseShape& s : shapes) {
       MatmulCase c(s);
       store_float(c.x_data(), dtype(), s.M * s.K - 1, value);
@@ -407,7 +407,7 @@ TEST_P(Matmul, ServesExtremeValuesInAllShapes) {
 /// Each thread finds by itself whether the kernel serves its activations.
 TEST_P(Matmul, KeepsTinyActivationsOnEveryThread) {
   const float tiny = dtype() == DType::float16 ? 0x1p-20f : 0x1p-130f;
-  for_each_isa([&] {
+  for_each_choice([&] {
     for (const std::int64_t M : {1, 4, 8}) {
       for (const int threads : {1, 2, 5}) {
         set_thread_count(threads);
@@ -424,7 +424,7 @@ TEST_P(Matmul, KeepsTinyActivationsOnEveryThread) {
 }
 
 TEST_P(Matmul, RunsTheKernelsOfTheForcedInstructionSetOrBelow) {
-  for_each_isa([&] {
+  for_each_choice([&] {
     MatmulCase c(shape(1, 64, 128));
     const std::string name = matmul_kernel_name(c.x(), c.w());
     const auto served_by = name.substr(0, name.find('/'));
@@ -463,7 +463,7 @@ void expect_fast_kernel(const std::string& name, std::int64_t M, std::int64_t N,
 }
 
 TEST(MatmulKernels, GroupsOfAnyMultipleOf32RunOnFastKernels) {
-  for_each_isa([] {
+  for_each_choice([] {
     for (const QType qtype : {QType::qint2, QType::qint4}) {
       for (const std::int64_t group_size : {0, 32, 64, 96, 128, 160, 192, 224, 256}) {
         for (const std::int64_t N : {63, 64, 66}) {
@@ -479,7 +479,7 @@ TEST(MatmulKernels, GroupsOfAnyMultipleOf32RunOnFastKernels) {
 }
 
 TEST(MatmulKernels, ChannelsThatStraddleFieldsRunOnFastKernels) {
-  for_each_isa([] {
+  for_each_choice([] {
     for (const QType qtype : {QType::qint2, QType::qint4}) {
       for (const std::int64_t group_size : {0, 32, 96, 128}) {
         for (const std::int64_t M : {1, 3, 8, 14, 30}) {
@@ -501,7 +501,7 @@ TEST(MatmulKernels, ChannelsThatStraddleFieldsRunOnFastKernels) {
 }
 
 TEST(MatmulKernels, FewRowsRunInTilesWhereThereAreSome) {
-  for_each_isa([] {
+  for_each_choice([] {
     if (active_isa() != Isa::avx512_amx) return;
     for (const QType qtype : {QType::qint2, QType::qint4, QType::qint8, QType::qfloat8_e5m2}) {
       for (const DType dtype : kDTypes) {
@@ -516,7 +516,7 @@ TEST(MatmulKernels, FewRowsRunInTilesWhereThereAreSome) {
 }
 
 TEST(MatmulFloat8, DecodesEveryCode) {
-  for_each_isa([] {
+  for_each_choice([] {
     for (const QType qtype : {QType::qfloat8_e4m3fn, QType::qfloat8_e4m3fnuz, QType::qfloat8_e5m2}) {
       for (const DType dtype : kDTypes) {
         // Rows that kernels block differently. With steps of 3 the codes of NaN lie in the first chunks.
@@ -554,7 +554,7 @@ TEST(MatmulFloat8, DecodesEveryCode) {
 
 TEST(Matmul, AScaleReachesItsOwnChannelOnly) {
   constexpr std::int64_t kChannels = 16, kGroups = 3, kSpoilt = 5;  // groups that end within a chunk
-  for_each_isa([] {
+  for_each_choice([] {
     for (const QType qtype : {QType::qint4, QType::qint2}) {
       for (const DType dtype : {DType::bfloat16, DType::float32}) {
         for (const std::int64_t rows : {1, 3, 8, 20, 70}) {

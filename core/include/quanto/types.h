@@ -26,4 +26,10 @@ enum class Axis : std::uint8_t { tensor, first, last };
 enum class Isa : std::uint8_t { portable, avx2, avx512, avx512_bf16, avx512_amx };
 inline constexpr int kIsaCount = 5;
 
+/// Kinds of cores that kernels are chosen for, where the instruction set does not tell: see cores.h.
+enum class Cores : std::uint8_t {
+  general,  ///< those that are not listed below: measured on AMD's Zen 5 and Intel's Sapphire Rapids
+  zen4,     ///< AMD's Zen 3 and Zen 4 (family 19h)
+};
+
 }  // namespace quanto

@@ -96,12 +96,14 @@ constexpr void fill_float8_cells(KernelTable& table) {
   cells[static_cast<int>(DType::float16)] = {kLookedUpKernels<kQType, DType::float16>, 3};
 }
 
-/// Up to where lookups take so much of the time that half as many are worth as many dot products as multiply-adds.
-constexpr std::int64_t kMostSplitRows = 2;
+/// Up to where lookups take so much of the time that half as many are worth as many dot products as multiply-adds; of
+/// two bits, up to where tables of sums are better.
+template <QType kQType>
+constexpr std::int64_t kMostSplitRows = kQType == QType::qint2 ? 1 : 2;
 template <QType kQType>
 constexpr MatmulKernel kSplitKernels[] = {
-    kFewRowsKernel<SplitFloat16Dots<kQType>, DType::float16, kMostSplitRows>,
-    kFewRowsKernel<OneField<SplitFloat16Dots<kQType>>, DType::float16, kMostSplitRows>,
+    kFewRowsKernel<SplitFloat16Dots<kQType>, DType::float16, kMostSplitRows<kQType>>,
+    kFewRowsKernel<OneField<SplitFloat16Dots<kQType>>, DType::float16, kMostSplitRows<kQType>>,
 };
 
 template <QType kQType>

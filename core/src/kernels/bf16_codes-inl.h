@@ -20,15 +20,20 @@ constexpr std::uint16_t bf16_of_code(int code) {
   return static_cast<std::uint16_t>(__builtin_bit_cast(std::uint32_t, value) >> 16);
 }
 
-/// The values of the codes 0 to 127, their low and high bytes apart, as the byte lookups want them.
+/// The high byte of 128 as a bfloat16, the low one of which is zero.
+constexpr std::uint8_t kHighByteOf128 = 0x43;
+
+/// The values of the codes 0 to 127, their low and high bytes apart, as the byte lookups want them. High bytes of int8
+/// codes differ from their own by kHighByteOf128.
 template <QType kQType>
 struct ByteTables {
+  static constexpr std::uint8_t kFlipped = kQType == QType::qint8 ? kHighByteOf128 : 0;
   alignas(64) std::uint8_t low[128], high[128];
 
   constexpr ByteTables() : low(), high() {
     for (int code = 0; code < 128; ++code) {
       low[code] = static_cast<std::uint8_t>(bf16_of_code<kQType>(code));
-      high[code] = static_cast<std::uint8_t>(bf16_of_code<kQType>(code) >> 8);
+      high[code] = static_cast<std::uint8_t>(bf16_of_code<kQType>(code) >> 8 ^ kFlipped);
     }
   }
 };
@@ -40,23 +45,27 @@ struct Bf16Bytes {
   __m512i low, high;
 };
 
-/// The sign of a float8 code is that of its value; an int8 code is looked up by its magnitude. The code 0x80 has none:
-/// it is -128, or the NaN of the format without a negative zero.
+/// The sign of a float8 code is that of its value; an int8 code is looked up by its magnitude. The code 0x80 is special:
+/// the NaN of the format without a negative zero, or -128, whose magnitude is looked up as that of zero. But a shuffle of
+/// bytes gives zero for an index as large as that, so that high bytes are flipped back for all others.
+///
+/// No instruction for int8 takes the place of a dot product on Zen 4, where `vpabsb` and comparisons do.
 template <QType kQType>
 QUANTO_INLINE Bf16Bytes look_up_bf16(__m512i codes) {
   const auto& tables = kByteTables<kQType>;
-  const __m512i index = is_float8(kQType) ? codes : _mm512_abs_epi8(codes);
+  const __m512i index =
+      is_float8(kQType) ? codes : _mm512_max_epi8(codes, _mm512_sub_epi8(_mm512_setzero_si512(), codes));
   __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(tables.low), index, _mm512_load_si512(tables.low + 64));
   __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(tables.high), index, _mm512_load_si512(tables.high + 64));
   const __m512i sign = _mm512_set1_epi8(-128);
+  if constexpr (kQType == QType::qint8) {
+    high = _mm512_xor_si512(high, _mm512_shuffle_epi8(_mm512_set1_epi8(kHighByteOf128), index));
+  }
   high = _mm512_ternarylogic_epi32(high, codes, sign, 0xf8);  // high | (codes & sign)
-  if constexpr (kQType == QType::qint8 || kQType == QType::qfloat8_e4m3fnuz) {
-    constexpr std::uint16_t kValue = kQType == QType::qint8 ? 0xc300 : 0x7fc0;
-    const __mmask64 special = _mm512_cmpeq_epi8_mask(codes, sign);
-    high = _mm512_mask_blend_epi8(special, high, _mm512_set1_epi8(static_cast<char>(kValue >> 8)));
-    if constexpr ((kValue & 0xff) != 0) {
-      low = _mm512_mask_blend_epi8(special, low, _mm512_set1_epi8(static_cast<char>(kValue)));
-    }
+  if constexpr (kQType == QType::qfloat8_e4m3fnuz) {
+    const __mmask64 nan = _mm512_cmpeq_epi8_mask(codes, sign);  // 0x7fc0
+    high = _mm512_mask_blend_epi8(nan, high, _mm512_set1_epi8(0x7f));
+    low = _mm512_mask_blend_epi8(nan, low, _mm512_set1_epi8(static_cast<char>(0xc0)));
   }
   return {low, high};
 }

@@ -47,7 +47,7 @@ struct Bf16Columns {
       return _mm512_permutexvar_epi16(index, _mm512_load_si512(table));
     }
   }
-  static QUANTO_INLINE X broadcast(const std::uint32_t* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
+  static QUANTO_INLINE X load_x(const std::uint32_t* x) { return _mm512_set1_epi32(static_cast<int>(*x)); }
   static QUANTO_INLINE FloatLanes add_products(X w, X x, FloatLanes sum) { return multiply_add_pairs(w, x, sum); }
   static constexpr float field_factor(int) { return 1.0f; }
 

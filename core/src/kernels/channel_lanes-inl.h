@@ -37,9 +37,17 @@ constexpr std::int64_t fewest_lane_rows(int bits) { return bits == 8 ? 9 : bits 
 /// Up to where, in blocks of 12 rows, they cost no more than a panel, which is for 16, 32, 48 or 64.
 constexpr std::int64_t kMostLaneRows = 48;
 
+/// Whether a column meets tables of products, made once per call, instead of activations (table_columns-inl.h).
+template <class Columns>
+constexpr bool kHasTables = requires { Columns::kTable; };
+
 template <class Columns>
 struct ChannelLanes {
-  static constexpr std::int64_t kFewestRows = fewest_lane_rows(bits_of(Columns::kQType)), kMostRows = kMostLaneRows;
+  static constexpr bool kTables = kHasTables<Columns>;
+  static constexpr std::int64_t kFewestRows = kTables ? 1 : fewest_lane_rows(bits_of(Columns::kQType));
+  static constexpr std::int64_t kMostRows = kTables ? 8 : kMostLaneRows;
+  /// Words that a vector of a column meets, of each row.
+  static constexpr std::int64_t kWords = kTables ? kLanes : 1;
   static constexpr QType kQType = Columns::kQType;
   static constexpr bool kGrouped = is_affine_qtype(kQType);
   static constexpr int kFields = Columns::kFields;
@@ -48,7 +56,9 @@ struct ChannelLanes {
   /// Bytes of each stripe that are transposed and multiplied with all rows before the next: their columns stay in the
   /// L1 cache, and memory is read in pieces long enough.
   static constexpr std::int64_t kSegment = 1024;
-  static constexpr int kMostSquares = kFields <= 2 ? 2 : 1;  // four fields have sums enough in one
+  /// Four fields have sums enough in one. But the tables of a segment come from further away than the L1 cache: of four
+  /// or more rows they serve four squares after one another in 0.85 of the time.
+  static constexpr int kMostSquares = kTables ? 4 : kFields <= 2 ? 2 : 1;
 
   template <int kRows>
   static constexpr int kFieldsAtOnce = smaller(kFields, power_of_two_up_to(kSums / kRows));
@@ -70,15 +80,15 @@ struct ChannelLanes {
           each(ceil_div(a.M, blocks)),
           columns(round_up(a.K, kVectorBytes) / kColumnBytes),
           groups(kGrouped ? a.groups : 0) {
-      sums = reinterpret_cast<float*>(words + blocks * columns * kVectors * each);
+      sums = reinterpret_cast<float*>(words + blocks * columns * kVectors * each * kWords);
       plain = reinterpret_cast<bool*>(sums + blocks * groups * each);
     }
     std::size_t bytes() const {
       return static_cast<std::size_t>(blocks * each) *
-             (static_cast<std::size_t>(columns * kVectors + groups) * sizeof(float) + sizeof(bool));
+             (static_cast<std::size_t>(columns * kVectors * kWords + groups) * sizeof(float) + sizeof(bool));
     }
     std::uint32_t* words_at(std::int64_t block, std::int64_t column) const {
-      return words + (block * columns + column) * kVectors * each;
+      return words + (block * columns + column) * kVectors * each * kWords;
     }
     float* sums_at(std::int64_t block, std::int64_t group) const { return sums + (block * groups + group) * each; }
   };
@@ -102,8 +112,22 @@ struct ChannelLanes {
     }
     for (std::int64_t i = 0; i < count; ++i) p.plain[m + i] = plain[i];
   }
+  /// The tables of a block of rows, each where its word would be.
+  static void prepare_tables(const MatmulArgs& a, const Prepared& p, std::int64_t block) {
+    const std::int64_t m = block * p.each;
+    for (std::int64_t i = 0; i < p.each; ++i) {
+      bool plain = true;
+      for (std::int64_t column = 0; column < p.columns; ++column) {
+        std::uint32_t* out = p.words_at(block, column) + i * kWords;
+        const std::int64_t k = column * kColumnBytes, left = m + i < a.M ? a.K - k : 0;
+        Columns::make_tables(a.x, (m + i) * a.x_stride + k, left, out, p.each * kWords, plain);
+      }
+      if (m + i < a.M) p.plain[m + i] = plain;
+    }
+  }
   static void prepare_block(const MatmulArgs& a, const Prepared& p, std::int64_t block) {
     static_assert(kRowsAtOnce <= kLanes);
+    if constexpr (kTables) return prepare_tables(a, p, block);
     p.each <= 4   ? prepare_words<4>(a, p, block)
     : p.each <= 8 ? prepare_words<8>(a, p, block)
                   : prepare_words<kLanes>(a, p, block);
@@ -126,11 +150,12 @@ struct ChannelLanes {
 
   static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
 
-  /// Squares of a unit: as many as are multiplied at once. One where there are very few units for the threads to share:
+  /// Squares of a unit: as many as are multiplied at once, or meet the same tables. One where there are very few units for the threads to share:
   /// it has too few sums to hide the latency of dot products and takes half as long again for each square.
   static std::int64_t squares_each(const MatmulArgs& a) {
     const auto sums = static_cast<int>(kSums / Prepared(a).each);
-    const int squares = smaller(kMostSquares, power_of_two_up_to(sums / smaller(kFields, power_of_two_up_to(sums))));
+    const int at_once = smaller(kMostSquares, power_of_two_up_to(sums / smaller(kFields, power_of_two_up_to(sums))));
+    const int squares = kTables ? kMostSquares : at_once;
     return stripes_of_units<Columns>(a) < 4 * squares * kLanes ? 1 : squares;
   }
   static std::int64_t unit_count(const MatmulArgs& a) {
@@ -237,7 +262,7 @@ struct ChannelLanes {
       }
       QUANTO_UNROLL for (int v = 0; v < kVectors; ++v) {
         this->add_products(
-            codes, v, [&](int m) __attribute__((always_inline)) { return Columns::broadcast(x + v * kRows + m); });
+            codes, v, [&](int m) __attribute__((always_inline)) { return Columns::load_x(x + (v * kRows + m) * kWords); });
       }
     }
   };
@@ -254,9 +279,9 @@ struct ChannelLanes {
     }
     const BitLanes* column = scratch.columns + b.square * Scratch::kColumns;
     const std::uint32_t* x = p.words_at(b.number, b.begin / kColumnBytes);
-    StripeFetch<2> fetch(b.later, segment_of(a), a.K);
+    StripeFetch<2> fetch(a, b.later, segment_of(a), a.K);
     const auto add_columns = [&](std::int64_t count) __attribute__((always_inline)) {
-      for (std::int64_t i = 0; i < count; ++i, ++column, x += kVectors * kRows) {
+      for (std::int64_t i = 0; i < count; ++i, ++column, x += kVectors * kRows * kWords) {
         if (kFirst == 0 && i % kFieldsInTurn<Columns> == 0) {
           QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) fetch.next();
         }
@@ -325,7 +350,7 @@ struct ChannelLanes {
   }
 
   /// Blocks of `rows` <= kRows rows.
-  template <int kRows = kRowsAtOnce>
+  template <int kRows = smaller(kRowsAtOnce, kMostRows)>
   static void multiply_rows(const MatmulArgs& a, const UnitStripes& u, std::int64_t rows, const Scratch& scratch) {
     if constexpr (kRows > 0) {
       if constexpr (kRows >= smaller(kFewestRows, kRowsAtOnce / 2)) {
@@ -384,7 +409,10 @@ struct ChannelLanes {
            (Columns::kTakesAllValues || !a.special_values) && (a.groups == 1 || a.group_size % kColumnBytes == 0);
   }
 
-  static constexpr MatmulKernel kKernel = {kIsOneField<Columns> ? "channel_lanes_by_field" : "channel_lanes",
+  static constexpr const char* kName = kTables                 ? (kIsOneField<Columns> ? "tables_by_field" : "tables")
+                                       : kIsOneField<Columns> ? "channel_lanes_by_field"
+                                                              : "channel_lanes";
+  static constexpr MatmulKernel kKernel = {kName,
                                            supports,
                                            workspace_bytes,
                                            prepare,

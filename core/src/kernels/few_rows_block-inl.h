@@ -57,8 +57,9 @@ template <class Dots, int kStripes, int kRows>
 struct FewRowsFetch {
   std::int64_t near, far;  ///< from the codes that are multiplied
   std::int64_t turn;       ///< from where on in a stripe it is `far`
+  bool into_l2;            ///< instead: codes of the next unit in the order of memory
 
-  explicit FewRowsFetch(const FewRowsBlock& block) : near(0), far(0) {
+  FewRowsFetch(const MatmulArgs& a, const FewRowsBlock& block) : near(0), far(0), into_l2(fetches_into_l2(a)) {
     std::int64_t ahead = kRows == 1 ? kRowFetchAhead<Dots> / kStripes : smaller(kFetchAhead, block.depth);
     if constexpr (kRows == 1) {
       for (; ahead >= block.depth; ahead -= block.depth) near += kStripes * block.apart;
@@ -67,9 +68,32 @@ struct FewRowsFetch {
     far = near + kStripes * block.apart - turn;
     near += ahead;
   }
+  /// Fetches as many codes as are multiplied at once, while those at `offset` are.
+  QUANTO_INLINE void next(const FewRowsBlock& block, std::int64_t offset) const {
+    // A single row reads codes once: kept out of the outer caches, they leave there what the rest of a model works
+    // with. Decoding a small language model takes a fifth less time so.
+    constexpr int kLocality = kRows == 1 ? 0 : 3;
+    if (into_l2) {
+      fetch_in_order<2>(block, offset);
+    } else if constexpr (kFetchesInOrder<Dots, kRows>) {
+      fetch_in_order<3>(block, offset);
+    } else {
+      const std::uint8_t* fetched = of(block, offset);
+      QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * block.apart, 0, kLocality);
+    }
+  }
+
+ private:
   QUANTO_INLINE const std::uint8_t* of(const FewRowsBlock& block, std::int64_t offset) const {
     if (offset < turn) return block.codes + near + offset;
     return (kRows == 1 ? block.codes + far : block.next - turn) + offset;
+  }
+  template <int kLocality>
+  static QUANTO_INLINE void fetch_in_order(const FewRowsBlock& block, std::int64_t offset) {
+    const std::uint8_t* fetched = block.later + offset * kStripes / kFieldsInTurn<Dots>;
+    QUANTO_UNROLL for (int s = 0; s < kFetchedLines<Dots, kStripes>; ++s) {
+      __builtin_prefetch(fetched + s * Dots::kChunk, 0, kLocality);
+    }
   }
 };
 
@@ -155,19 +179,8 @@ struct BlockSums : ProductSums<Dots, typename SumsOf<Dots>::Sum, kStripes, kFirs
   QUANTO_INLINE void add_chunks(const FewRowsBlock& block, const FewRowsFetch<Dots, kStripes, kRows>& fetch,
                                 std::int64_t begin, std::int64_t end, const typename Dots::X* x,
                                 WholeBytes& nan_marks) {
-    // A single row reads codes once: kept out of the outer caches, they leave there what the rest of a model works
-    // with. Decoding a small language model takes a fifth less time so.
-    constexpr int kLocality = kRows == 1 ? 0 : 3;
     for (std::int64_t i = begin; i < end; i += Dots::kChunk, x += kRows * Dots::kVectors) {
-      if constexpr (kFirst == 0 && kFetchesInOrder<Dots, kRows>) {
-        const std::uint8_t* fetched = block.later + i * kStripes / kFieldsInTurn<Dots>;
-        QUANTO_UNROLL for (int s = 0; s < kFetchedLines<Dots, kStripes>; ++s) {
-          __builtin_prefetch(fetched + s * Dots::kChunk, 0, 3);
-        }
-      } else if constexpr (kFirst == 0) {
-        const std::uint8_t* fetched = fetch.of(block, i);
-        QUANTO_UNROLL for (int s = 0; s < kStripes; ++s) __builtin_prefetch(fetched + s * block.apart, 0, kLocality);
-      }
+      if constexpr (kFirst == 0) fetch.next(block, i);
       add_chunk(block, i, x, nan_marks);
     }
   }

@@ -22,7 +22,7 @@ struct FloatColumnsOf {
   using Codes = BitLanes;
 
   static QUANTO_INLINE Codes codes_of(BitLanes column) { return column; }
-  static QUANTO_INLINE X broadcast(const std::uint32_t* x) { return kernels::broadcast(__builtin_bit_cast(float, *x)); }
+  static QUANTO_INLINE X load_x(const std::uint32_t* x) { return kernels::broadcast(__builtin_bit_cast(float, *x)); }
   static QUANTO_INLINE FloatLanes add_products(X w, X x, FloatLanes sum) { return multiply_add(w, x, sum); }
   static constexpr float field_factor(int) { return 1.0f; }
 

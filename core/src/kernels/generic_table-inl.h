@@ -20,6 +20,7 @@
 #include "kernels/channel_lanes-inl.h"
 #include "kernels/float_columns-inl.h"
 #include "kernels/pair_lanes-inl.h"
+#include "kernels/table_columns-inl.h"
 #endif
 
 namespace quanto::kernels {
@@ -75,6 +76,21 @@ struct Cell<QType::qint8, kDType, false> {
       kPanelKernel<QType::qint8, kDType>,
       kFewRowsKernel<FloatDots<QType::qint8>, kDType, kFewestPanelRows<QType::qint8> - 1>,
       kRowsKernel<QType::qint8, kDType>,
+  };
+};
+template <DType kDType>
+struct Cell<QType::qint2, kDType, true> {
+  static constexpr MatmulKernel kKernels[] = {
+      ChannelLanes<TableColumns<kDType>>::kKernel,
+      ChannelLanes<OneField<TableColumns<kDType>>>::kKernel,
+      kPairsKernel<QType::qint2, kDType>,
+      kOneFieldPairsKernel<QType::qint2, kDType>,
+      kLanesKernel<QType::qint2, kDType>,
+      kOneFieldLanesKernel<QType::qint2, kDType>,
+      kPanelKernel<QType::qint2, kDType>,
+      kFewRowsKernel<FloatDots<QType::qint2>, kDType, kFewestPanelRows<QType::qint2> - 1>,
+      kFewRowsKernel<OneField<FloatDots<QType::qint2>>, kDType, kFewestPanelRows<QType::qint2> - 1>,
+      kRowsKernel<QType::qint2, kDType>,
   };
 };
 template <QType kQType, DType kDType>

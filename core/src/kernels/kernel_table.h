@@ -52,6 +52,7 @@ struct MatmulArgs {
   std::int64_t packed_rows;  ///< rows of the packed matrix of group_size columns (affine), else N
   std::int64_t scale_step;   ///< scales from one (channel, group) to the next: 1, or 0 for a single scale
   std::int64_t threads;      ///< that share the units, for which kernels may cut them; results do not depend on it
+  Cores cores;               ///< that kernels are chosen for, and whose way of reading memory they take
   bool special_values;       ///< x holds values that the kernel chosen first does not serve
   void* workspace;           ///< MatmulKernel::workspace_bytes, 64-byte aligned, shared by all threads
 };

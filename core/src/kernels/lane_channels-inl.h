@@ -13,16 +13,22 @@ namespace quanto::kernels {
 namespace {
 
 /// Fetches a piece of stripe after stripe, a cache line at a time, in the order of memory, while other codes are
-/// multiplied. `depth`: bytes of each stripe; `apart`: from a stripe to the next; `kLocality`: of __builtin_prefetch.
+/// multiplied. `depth`: bytes of each stripe; `apart`: from a stripe to the next; `kLocality`: of __builtin_prefetch, but
+/// where lines go into the L2 cache.
 template <int kLocality>
 struct StripeFetch {
   const std::uint8_t* at;
   std::int64_t left, lines, skipped;  ///< lines of a stripe; bytes from its last one to the next stripe
+  bool into_l2;
 
-  StripeFetch(const std::uint8_t* first, std::int64_t depth, std::int64_t apart)
-      : at(first), left(ceil_div(depth, std::int64_t{64})), lines(left), skipped(apart - 64 * (lines - 1)) {}
+  StripeFetch(const MatmulArgs& a, const std::uint8_t* first, std::int64_t depth, std::int64_t apart)
+      : at(first),
+        left(ceil_div(depth, std::int64_t{64})),
+        lines(left),
+        skipped(apart - 64 * (lines - 1)),
+        into_l2(fetches_into_l2(a)) {}
   QUANTO_INLINE void next() {
-    __builtin_prefetch(at, 0, kLocality);
+    into_l2 ? __builtin_prefetch(at, 0, 2) : __builtin_prefetch(at, 0, kLocality);
     const bool ends = --left == 0;
     at += ends ? skipped : 64;
     left = ends ? lines : left;

@@ -80,8 +80,8 @@ struct LaneSets {
     StripeFetch<kLocality> fetch;
     int bit;  ///< where the codes of a byte start, of OneField
 
-    QUANTO_INLINE Block(const SetsScratch& scratch, const SetsBlock& b)
-        : codes(b.codes), fetch(b.next, b.next_depth, b.apart), bit(b.field * bits_of(kQType)) {
+    QUANTO_INLINE Block(const MatmulArgs& a, const SetsScratch& scratch, const SetsBlock& b)
+        : codes(b.codes), fetch(a, b.next, b.next_depth, b.apart), bit(b.field * bits_of(kQType)) {
       for (int s = 0; s < kSets; ++s) {
         for (int f = 0; f < kFieldsNow; ++f) totals[s][f] = scratch.totals_of(b.set + s, kFirst + f);
       }

@@ -268,7 +268,7 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
   static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
     const std::uint64_t* x = Prepared(a).pairs_at(b.k / kColumnBytes);
     Sums<kSets, kFirst, kFieldsNow, kRows> sums;
-    typename Sets::template Block<kSets, kFirst, kFieldsNow> block(scratch, b);
+    typename Sets::template Block<kSets, kFirst, kFieldsNow> block(a, scratch, b);
     __m512i memory[kSets][PairColumns::kColumns];
     auto* rest = memory;
     asm("" : "+r"(rest));  // or the compiler keeps it in registers, which pushes out others
@@ -362,9 +362,12 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
   }
 
   /// Groups have to end where chunks do. Where they end between two that could be multiplied at once, channel_lanes
-  /// is better, of codes of two bits for all numbers of rows.
+  /// is better, of codes of two bits for all numbers of rows. With up to four rows of 8-bit codes, which wait for
+  /// memory, few_rows is better on cores that transpose no faster than they multiply: 4096 x 4096 float8 weights with two
+  /// rows of bfloat16 take 8 cycles of Zen 4 there for 64 codes in a cache, here 12.
   static bool supports(const MatmulArgs& a) {
     constexpr int kBits = bits_of(Columns::kQType);
+    if (kBits == 8 && a.cores == Cores::zen4 && a.M <= 4) return false;
     const std::int64_t step = kBits == 8 || (kBits == 4 && a.M == 3) ? kChunk : 2 * kChunk;
     return ((a.M == kRowCounts) || ...) && a.N % kFields == 0 && (Columns::kTakesAllValues || !a.special_values) &&
            (a.groups == 1 || a.group_size % step == 0);

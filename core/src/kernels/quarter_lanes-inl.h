@@ -182,7 +182,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
   static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
     const typename Columns::X* x = Prepared(a).x(0, b.k / kChunk);
     Sums<kSets, kFirst, kFieldsNow, kRows> sums;
-    typename Sets::template Block<kSets, kFirst, kFieldsNow, kRows == 1 ? 0 : 3> block(scratch, b);
+    typename Sets::template Block<kSets, kFirst, kFieldsNow, kRows == 1 ? 0 : 3> block(a, scratch, b);
     const auto add_chunks = [&](std::int64_t count) __attribute__((always_inline)) {
       for (; count > 0; --count, block.codes += kChunk, x += kRows * kVectors) {
         if constexpr (kFirst == 0) {
