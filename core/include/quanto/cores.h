@@ -1,6 +1,6 @@
 // What is known of the machine's cores beyond their instruction set: which kernels are fastest on them, and how they
-// read memory fastest. All kernels run on all cores, with results of the same accuracy, but not of the same bytes, since
-// kernels differ in the order of their additions.
+// read memory fastest. All kernels run on all cores, with results of the same accuracy, but not of the same bytes,
+// since kernels differ in the order of their additions.
 #pragma once
 
 #include <string_view>

@@ -45,9 +45,9 @@ struct Bf16Bytes {
   __m512i low, high;
 };
 
-/// The sign of a float8 code is that of its value; an int8 code is looked up by its magnitude. The code 0x80 is special:
-/// the NaN of the format without a negative zero, or -128, whose magnitude is looked up as that of zero. But a shuffle of
-/// bytes gives zero for an index as large as that, so that high bytes are flipped back for all others.
+/// The sign of a float8 code is that of its value; an int8 code is looked up by its magnitude. The code 0x80 is
+/// special: the NaN of the format without a negative zero, or -128, whose magnitude is looked up as that of zero. But a
+/// shuffle of bytes gives zero for an index as large as that, so that high bytes are flipped back for all others.
 ///
 /// No instruction for int8 takes the place of a dot product on Zen 4, where `vpabsb` and comparisons do.
 template <QType kQType>

@@ -10,10 +10,10 @@
 // Codes are fetched while others are multiplied, one cache line for each column, in the order of memory. Fetched while
 // others are transposed, they would keep memory busy then and leave it idle afterwards.
 //
-// Columns (bf16_columns-inl.h, float_columns-inl.h) says what a column decodes to and what it is multiplied with. Codes
-// are multiplied as they are, and what shifts contribute comes from the sums of the activations, as in few_rows-inl.h.
-// The order of the additions is the same for every row, whatever the others are: that of K, cut where groups and
-// segments end.
+// Columns (bf16_columns-inl.h, float_columns-inl.h) says what a column decodes to and what it is multiplied with, or in
+// which tables it looks up what it adds (table_columns-inl.h). Codes are multiplied as they are, and what shifts
+// contribute comes from the sums of the activations, as in few_rows-inl.h. The order of the additions is the same for
+// every row, whatever the others are: that of K, cut where groups and segments end.
 #pragma once
 
 #include <cstddef>
@@ -39,7 +39,9 @@ constexpr std::int64_t kMostLaneRows = 48;
 
 /// Whether a column meets tables of products, made once per call, instead of activations (table_columns-inl.h).
 template <class Columns>
-constexpr bool kHasTables = requires { Columns::kTable; };
+constexpr bool kHasTables = requires {
+  Columns::kTable;
+};
 
 template <class Columns>
 struct ChannelLanes {
@@ -150,8 +152,9 @@ struct ChannelLanes {
 
   static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
 
-  /// Squares of a unit: as many as are multiplied at once, or meet the same tables. One where there are very few units for the threads to share:
-  /// it has too few sums to hide the latency of dot products and takes half as long again for each square.
+  /// Squares of a unit: as many as are multiplied at once, or meet the same tables. One where there are very few units
+  /// for the threads to share: it has too few sums to hide the latency of dot products and takes half as long again for
+  /// each square.
   static std::int64_t squares_each(const MatmulArgs& a) {
     const auto sums = static_cast<int>(kSums / Prepared(a).each);
     const int at_once = smaller(kMostSquares, power_of_two_up_to(sums / smaller(kFields, power_of_two_up_to(sums))));
@@ -262,7 +265,8 @@ struct ChannelLanes {
       }
       QUANTO_UNROLL for (int v = 0; v < kVectors; ++v) {
         this->add_products(
-            codes, v, [&](int m) __attribute__((always_inline)) { return Columns::load_x(x + (v * kRows + m) * kWords); });
+            codes,
+            v, [&](int m) __attribute__((always_inline)) { return Columns::load_x(x + (v * kRows + m) * kWords); });
       }
     }
   };
@@ -403,23 +407,19 @@ struct ChannelLanes {
     for (std::int64_t unit = begin; unit < end; ++unit) for_stripes_of_unit<Columns>(a, unit, each, multiply);
   }
 
-  /// Groups have to end where columns do.
+  /// Groups have to end where columns do. Tables take half of the instructions of multiply-adds, but for a single row
+  /// transposing takes as many as that saves, where a core does four at once: there few_rows is left in place.
   static bool supports(const MatmulArgs& a) {
+    if (kTables && a.M == 1 && a.cores != Cores::zen4) return false;
     return a.M >= kFewestRows && a.M <= kMostRows && a.N % kFields == 0 &&
            (Columns::kTakesAllValues || !a.special_values) && (a.groups == 1 || a.group_size % kColumnBytes == 0);
   }
 
-  static constexpr const char* kName = kTables                 ? (kIsOneField<Columns> ? "tables_by_field" : "tables")
+  static constexpr const char* kName = kTables                ? (kIsOneField<Columns> ? "tables_by_field" : "tables")
                                        : kIsOneField<Columns> ? "channel_lanes_by_field"
                                                               : "channel_lanes";
-  static constexpr MatmulKernel kKernel = {kName,
-                                           supports,
-                                           workspace_bytes,
-                                           prepare,
-                                           serves_values,
-                                           scratch_bytes,
-                                           unit_count,
-                                           run};
+  static constexpr MatmulKernel kKernel = {kName,         supports,      workspace_bytes, prepare,
+                                           serves_values, scratch_bytes, unit_count,      run};
 };
 
 }  // namespace

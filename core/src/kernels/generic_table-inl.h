@@ -53,14 +53,11 @@ constexpr MatmulKernel kLanesKernel = ChannelLanes<FloatColumns<kQType, kDType>>
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kOneFieldLanesKernel = ChannelLanes<OneField<FloatColumns<kQType, kDType>>>::kKernel;
 
-/// Where pairs of lanes are better than either few_rows-inl.h or whole vectors of channels: six rows and more of codes
-/// of two bits have sums enough in channel_lanes-inl.h.
+/// Where pairs of lanes are better than either few_rows-inl.h or whole vectors of channels.
 template <class Columns, QType kQType>
 struct PairsOf : PairLanes<Columns, 3, 4, 5, 6, 7, 8> {};
 template <class Columns>
 struct PairsOf<Columns, QType::qint8> : PairLanes<Columns, 4, 5, 6, 7, 8> {};
-template <class Columns>
-struct PairsOf<Columns, QType::qint2> : PairLanes<Columns, 3, 4, 5> {};
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kPairsKernel =
     PairsOf<FloatColumns<kQType, DType::float32>, kQType>::template kKernel<FloatColumns<kQType, kDType>>;
@@ -78,18 +75,17 @@ struct Cell<QType::qint8, kDType, false> {
       kRowsKernel<QType::qint8, kDType>,
   };
 };
+/// Codes of two bits meet tables, up to as many rows as those serve.
 template <DType kDType>
 struct Cell<QType::qint2, kDType, true> {
   static constexpr MatmulKernel kKernels[] = {
       ChannelLanes<TableColumns<kDType>>::kKernel,
       ChannelLanes<OneField<TableColumns<kDType>>>::kKernel,
-      kPairsKernel<QType::qint2, kDType>,
-      kOneFieldPairsKernel<QType::qint2, kDType>,
       kLanesKernel<QType::qint2, kDType>,
       kOneFieldLanesKernel<QType::qint2, kDType>,
       kPanelKernel<QType::qint2, kDType>,
-      kFewRowsKernel<FloatDots<QType::qint2>, kDType, kFewestPanelRows<QType::qint2> - 1>,
-      kFewRowsKernel<OneField<FloatDots<QType::qint2>>, kDType, kFewestPanelRows<QType::qint2> - 1>,
+      kFewRowsKernel<FloatDots<QType::qint2>, kDType, 1>,
+      kFewRowsKernel<OneField<FloatDots<QType::qint2>>, kDType, 1>,
       kRowsKernel<QType::qint2, kDType>,
   };
 };

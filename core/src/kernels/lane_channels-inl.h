@@ -13,8 +13,8 @@ namespace quanto::kernels {
 namespace {
 
 /// Fetches a piece of stripe after stripe, a cache line at a time, in the order of memory, while other codes are
-/// multiplied. `depth`: bytes of each stripe; `apart`: from a stripe to the next; `kLocality`: of __builtin_prefetch, but
-/// where lines go into the L2 cache.
+/// multiplied. `depth`: bytes of each stripe; `apart`: from a stripe to the next; `kLocality`: of __builtin_prefetch,
+/// but where lines go into the L2 cache.
 template <int kLocality>
 struct StripeFetch {
   const std::uint8_t* at;

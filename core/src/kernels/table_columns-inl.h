@@ -16,7 +16,7 @@ namespace {
 
 template <DType kDType>
 struct TableColumns : FloatColumnsOf<QType::qint2, kDType> {
-  static constexpr int kVectors = 2;  ///< pairs of codes in a lane
+  static constexpr int kVectors = 2;              ///< pairs of codes in a lane
   static constexpr bool kTakesAllValues = false;  ///< a code of zero and an infinite activation have no sum
   static constexpr int kTable = 16;
   using X = FloatLanes;
