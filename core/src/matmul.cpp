@@ -30,8 +30,8 @@ using kernels::MatmulKernel;
 // row 7.3 and 9.5. Codes that come from memory, 576 x 576 weights, within the operator: int4 8.5 and 11.2 for one
 // row, 9.6 and 11.0 for two, 20.0 and 18.0 for eight; int8 11.3 and 10.7, 11.1 and 11.6, 18.3 and 16.6. Called from
 // Python, four rows of int4 take 17.1 and 20.3.
-// One core of Zen 4 takes longer: for 576 x 576 int4 weights within the operator, called from Python, 19.2 us for one
-// row and 29.5 for four, where two take 18.4 and 21.5.
+// One core of Zen 4 takes longer. The operator called from Python: 576 x 576 int4 weights 19.2 us for one row and 29.5
+// for four, where two take 18.4 and 21.5; 384 x 384 int8 weights and one row 16.7 and 15.3.
 constexpr std::int64_t serial_bytes(Cores cores) { return cores == Cores::zen4 ? 1 << 17 : 1 << 18; }
 constexpr std::int64_t serial_operations(Isa isa) {
   return isa == Isa::portable ? 1 << 17 : isa == Isa::avx2 ? 1 << 18 : isa == Isa::avx512 ? 1 << 19 : 3 << 19;

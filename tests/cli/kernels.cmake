@@ -1,6 +1,6 @@
-# Compares the kernels that `quanto isas --kernels` lists, with each instruction set of this machine and for each kind of
-# cores, with the tables in tests/cli/kernels; with -DWRITE=ON writes those tables anew. A table that is missing, or is of
-# an instruction set that this machine lacks, is left alone.
+# Compares the kernels that `quanto isas --kernels` lists, with each instruction set of this machine and for each kind
+# of cores, with the tables in tests/cli/kernels; with -DWRITE=ON writes those tables anew. A table that is missing, or
+# is of an instruction set that this machine lacks, is left alone.
 set(tables ${CMAKE_CURRENT_LIST_DIR}/kernels)
 
 function(quanto_output isa cores result)

@@ -45,7 +45,7 @@ template <class Body>
 void for_each_choice(Body body) {
   for_each_isa([&] {
     for (const std::string_view cores : {"general", "zen4"}) {
-      if (active_isa() == Isa::portable && cores != "general") continue;  // has one kernel for each shape
+      if (active_isa() == Isa::portable && cores != "general") continue;  // chooses the same for all
       SCOPED_TRACE(std::string(cores));
       const ScopedCores scope(cores);
       body();

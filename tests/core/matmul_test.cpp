@@ -59,6 +59,11 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
   add(37, 340, 1700, 0);                                               // the same with more than a few rows
   add(514, 34, 1700, 0);
   add(8, 23, 9001, 0);  // a few rows deeper than one block of k
+  for (const std::int64_t M :
+       {1, 2, 3, 5, 8}) {  // several squares of channels that meet the same tables, and some more
+    for (const std::int64_t N : {1027, 1068, 1088}) add(M, N, 100, 0);
+  }
+  for (const std::int64_t M : {1, 4}) add(M, 1068, 1100, 0);
   if (!is_affine(qtype)) return shapes;
   for (const std::int64_t group_size : {1, 7, 32, 64, 96, 128, 160}) {
     for (const std::int64_t N : {1, 3, 6, 8, 65, 68, 72}) {
@@ -75,6 +80,7 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
       for (const std::int64_t groups : {6, 18}) add(M, 76, groups * group_size, group_size);
     }
   }
+  for (const std::int64_t M : {1, 2, 3, 5, 8}) add(M, 1068, 192, 64);
   add(8, 20, 8832, 128);                                          // a few rows deeper than one block of k
   for (const std::int64_t M : {5, 8, 14}) add(M, 23, 8832, 128);  // the same where channels straddle fields
   return shapes;
@@ -192,7 +198,7 @@ TEST_P(Matmul, GivesTheSameBytesForAnyNumberOfThreads) {
   for_each_choice([&] {
     // The last: so many rows that they are shared out.
     for (const auto& [M, N, K] :
-         {std::array{1, 514, 1024}, {7, 514, 1024}, {16, 514, 1024}, {48, 514, 1024}, {550, 98, 96}}) {
+         {std::array{1, 514, 1024}, {7, 514, 1024}, {5, 1100, 512}, {16, 514, 1024}, {48, 514, 1024}, {550, 98, 96}}) {
       std::vector<std::uint8_t> expected;
       for (const int threads : {1, 2, 5}) {
         set_thread_count(threads);

@@ -96,8 +96,8 @@ constexpr void fill_float8_cells(KernelTable& table) {
   cells[static_cast<int>(DType::float16)] = {kLookedUpKernels<kQType, DType::float16>, 3};
 }
 
-/// Up to where lookups take so much of the time that half as many are worth as many dot products as multiply-adds; of
-/// two bits, up to where tables of sums are better.
+/// Up to where lookups take so much of the time that half as many are worth as many dot products as multiply-adds. From
+/// two rows on codes of two bits meet tables.
 template <QType kQType>
 constexpr std::int64_t kMostSplitRows = kQType == QType::qint2 ? 1 : 2;
 template <QType kQType>

@@ -24,7 +24,7 @@ constexpr std::uint16_t bf16_of_code(int code) {
 constexpr std::uint8_t kHighByteOf128 = 0x43;
 
 /// The values of the codes 0 to 127, their low and high bytes apart, as the byte lookups want them. High bytes of int8
-/// codes differ from their own by kHighByteOf128.
+/// codes are stored with the bits of kHighByteOf128 flipped.
 template <QType kQType>
 struct ByteTables {
   static constexpr std::uint8_t kFlipped = kQType == QType::qint8 ? kHighByteOf128 : 0;
@@ -53,8 +53,12 @@ struct Bf16Bytes {
 template <QType kQType>
 QUANTO_INLINE Bf16Bytes look_up_bf16(__m512i codes) {
   const auto& tables = kByteTables<kQType>;
-  const __m512i index =
-      is_float8(kQType) ? codes : _mm512_max_epi8(codes, _mm512_sub_epi8(_mm512_setzero_si512(), codes));
+  __m512i index = codes;
+  if constexpr (kQType == QType::qint8) {
+    __m512i negated = _mm512_sub_epi8(_mm512_setzero_si512(), codes);
+    QUANTO_IN_REGISTER(negated);  // or the compiler may know it for vpabsb
+    index = _mm512_max_epi8(codes, negated);
+  }
   __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(tables.low), index, _mm512_load_si512(tables.low + 64));
   __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(tables.high), index, _mm512_load_si512(tables.high + 64));
   const __m512i sign = _mm512_set1_epi8(-128);

@@ -1,6 +1,6 @@
-// The kernel for some rows, neither one nor very many, with AVX-512: channels are the lanes of its vectors. Squares of
-// codes, 64 of each of kLanes channels, are transposed into columns, four codes of each channel to a lane; what a
-// column decodes to meets one activation of each row, broadcast.
+// The kernel for some rows, neither one nor very many but with tables, with AVX-512: channels are the lanes of its
+// vectors. Squares of codes, 64 of each of kLanes channels, are transposed into columns, four codes of each channel to
+// a lane; what a column decodes to meets one activation of each row, broadcast.
 //
 // Unlike in few_rows-inl.h lanes of sums are not added up, a group's scales are a vector, which is multiplied once for
 // all of its products, and activations take a sixteenth of the cache's bandwidth. Broadcasts of 32 or 64 bits cost no
@@ -37,7 +37,7 @@ constexpr std::int64_t fewest_lane_rows(int bits) { return bits == 8 ? 9 : bits 
 /// Up to where, in blocks of 12 rows, they cost no more than a panel, which is for 16, 32, 48 or 64.
 constexpr std::int64_t kMostLaneRows = 48;
 
-/// Whether a column meets tables of products, made once per call, instead of activations (table_columns-inl.h).
+/// Whether a column meets tables of sums of products, made once per call, instead of activations (table_columns-inl.h).
 template <class Columns>
 constexpr bool kHasTables = requires {
   Columns::kTable;
@@ -56,7 +56,8 @@ struct ChannelLanes {
   static constexpr int kVectors = Columns::kVectors;  // that a column decodes to, of each field
   static constexpr std::int64_t kColumnBytes = 4;
   /// Bytes of each stripe that are transposed and multiplied with all rows before the next: their columns stay in the
-  /// L1 cache, and memory is read in pieces long enough.
+  /// L1 cache, those of several squares that meet the same tables in the L2 cache, and memory is read in pieces long
+  /// enough.
   static constexpr std::int64_t kSegment = 1024;
   /// Four fields have sums enough in one. But the tables of a segment come from further away than the L1 cache: of four
   /// or more rows they serve four squares after one another in 0.85 of the time.
@@ -114,39 +115,43 @@ struct ChannelLanes {
     }
     for (std::int64_t i = 0; i < count; ++i) p.plain[m + i] = plain[i];
   }
-  /// The tables of a block of rows, each where its word would be.
-  static void prepare_tables(const MatmulArgs& a, const Prepared& p, std::int64_t block) {
-    const std::int64_t m = block * p.each;
-    for (std::int64_t i = 0; i < p.each; ++i) {
-      bool plain = true;
-      for (std::int64_t column = 0; column < p.columns; ++column) {
-        std::uint32_t* out = p.words_at(block, column) + i * kWords;
-        const std::int64_t k = column * kColumnBytes, left = m + i < a.M ? a.K - k : 0;
-        Columns::make_tables(a.x, (m + i) * a.x_stride + k, left, out, p.each * kWords, plain);
-      }
-      if (m + i < a.M) p.plain[m + i] = plain;
+  /// The tables of row m, each where its word would be. All rows are in one block.
+  static void prepare_tables(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
+    static_assert(!kTables || kMostRows <= kRowsAtOnce);
+    bool plain = true;
+    for (std::int64_t column = 0; column < p.columns; ++column) {
+      const std::int64_t k = column * kColumnBytes;
+      Columns::make_tables(a.x, m * a.x_stride + k, a.K - k, p.words_at(0, column) + m * kWords, p.each * kWords,
+                           plain);
+    }
+    p.plain[m] = plain;
+  }
+  static void prepare_sums(const MatmulArgs& a, const Prepared& p, std::int64_t block, std::int64_t i) {
+    const std::int64_t m = block * p.each + i;
+    for (std::int64_t j = 0; j < p.groups; ++j) {
+      p.sums_at(block, j)[i] = m < a.M ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
     }
   }
   static void prepare_block(const MatmulArgs& a, const Prepared& p, std::int64_t block) {
     static_assert(kRowsAtOnce <= kLanes);
-    if constexpr (kTables) return prepare_tables(a, p, block);
     p.each <= 4   ? prepare_words<4>(a, p, block)
     : p.each <= 8 ? prepare_words<8>(a, p, block)
                   : prepare_words<kLanes>(a, p, block);
   }
 
-  /// Each block by whoever has its first row.
+  /// Each block by whoever has its first row; tables row by row.
   static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
     const Prepared p(a);
-    for (std::int64_t block = ceil_div(begin, p.each); block < p.blocks && block * p.each < end; ++block) {
-      for (std::int64_t i = 0; i < p.each; ++i) {
-        const std::int64_t m = block * p.each + i;
-        for (std::int64_t j = 0; j < p.groups; ++j) {
-          p.sums_at(block, j)[i] =
-              m < a.M ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
-        }
+    if constexpr (kTables) {
+      for (std::int64_t m = begin; m < end; ++m) {
+        prepare_sums(a, p, 0, m);
+        prepare_tables(a, p, m);
       }
-      prepare_block(a, p, block);
+    } else {
+      for (std::int64_t block = ceil_div(begin, p.each); block < p.blocks && block * p.each < end; ++block) {
+        for (std::int64_t i = 0; i < p.each; ++i) prepare_sums(a, p, block, i);
+        prepare_block(a, p, block);
+      }
     }
   }
 
@@ -159,7 +164,8 @@ struct ChannelLanes {
     const auto sums = static_cast<int>(kSums / Prepared(a).each);
     const int at_once = smaller(kMostSquares, power_of_two_up_to(sums / smaller(kFields, power_of_two_up_to(sums))));
     const int squares = kTables ? kMostSquares : at_once;
-    return stripes_of_units<Columns>(a) < 4 * squares * kLanes ? 1 : squares;
+    const std::int64_t units_at_least = a.threads > 2 ? 2 * a.threads : 4;
+    return stripes_of_units<Columns>(a) < units_at_least * squares * kLanes ? 1 : squares;
   }
   static std::int64_t unit_count(const MatmulArgs& a) {
     return ceil_div(stripes_of_units<Columns>(a), squares_each(a) * kLanes);
@@ -407,8 +413,8 @@ struct ChannelLanes {
     for (std::int64_t unit = begin; unit < end; ++unit) for_stripes_of_unit<Columns>(a, unit, each, multiply);
   }
 
-  /// Groups have to end where columns do. Tables take half of the instructions of multiply-adds, but for a single row
-  /// transposing takes as many as that saves, where a core does four at once: there few_rows is left in place.
+  /// Groups have to end where columns do. Tables take half of the instructions of multiply-adds. But for a single row
+  /// transposing takes as many as that saves: there few_rows stays in place, but on Zen 4, where it was measured.
   static bool supports(const MatmulArgs& a) {
     if (kTables && a.M == 1 && a.cores != Cores::zen4) return false;
     return a.M >= kFewestRows && a.M <= kMostRows && a.N % kFields == 0 &&

@@ -68,12 +68,12 @@ constexpr int kStripesAtOnce =
         ? kSums / kRows
         : power_of_two_up_to(smaller(kMostFields<Dots, kRows>, kSums / kRows) / kFieldsAtOnce<Dots, kRows>);
 
-/// Stripes of two rows of int4 codes whose totals find room beside the sums. Zen 4, which starts one vector of products
-/// a cycle, needs no more sums than those, and a store there takes the place of two: 0.9 of the time.
+/// Stripes of two rows of int4 codes whose totals find room beside the sums. Zen 4 starts one vector of products a
+/// cycle and needs no more sums than those, while a store there takes the place of two products: 0.9 of the time.
 template <class Dots>
 constexpr int kStripesWithTotals = kSums / 3 / (2 * Dots::kFields);
 template <class Dots, int kRows>
-constexpr bool kMayHoldTotals = kVectorBytes == 64 && Dots::kQType == QType::qint4&& kRows == 2 && Dots::kFields == 2;
+constexpr bool kMayHoldTotals = kVectorBytes == 64 && kRows == 2 && Dots::kFields == 2;
 
 /// All fields of `count` times kStripes stripes: of each in turn.
 template <class Dots, int kStripes, int kRows, int kFirst = 0>
@@ -112,6 +112,7 @@ inline void multiply_rows(const MatmulArgs& a, const FewRowsBlock& block, std::i
     if constexpr (padded_block(kRows) == kRows) {
       if (count == kRows) {
         if constexpr (kMayHoldTotals<Dots, kRows>) {
+          static_assert(kHoldsTotals<kStripesWithTotals<Dots> * Dots::kFields * kRows>);
           if (a.cores == Cores::zen4) {
             return multiply_stripes<Dots, kRows, kStripesWithTotals<Dots>>(a, block, last, scratch);
           }

@@ -14,7 +14,7 @@ namespace {
 
 /// Fetches a piece of stripe after stripe, a cache line at a time, in the order of memory, while other codes are
 /// multiplied. `depth`: bytes of each stripe; `apart`: from a stripe to the next; `kLocality`: of __builtin_prefetch,
-/// but where lines go into the L2 cache.
+/// without effect where lines go into the L2 cache (fetches_into_l2).
 template <int kLocality>
 struct StripeFetch {
   const std::uint8_t* at;

@@ -361,10 +361,9 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
     });
   }
 
-  /// Groups have to end where chunks do. Where they end between two that could be multiplied at once, channel_lanes
-  /// is better, of codes of two bits for all numbers of rows. With up to four rows of 8-bit codes, which wait for
-  /// memory, few_rows is better on cores that transpose no faster than they multiply: 4096 x 4096 float8 weights with
-  /// two rows of bfloat16 take 8 cycles of Zen 4 there for 64 codes in a cache, here 12.
+  /// Groups have to end where chunks do. Where they end between two that could be multiplied at once, channel_lanes is
+  /// better. With up to four rows of 8-bit codes Zen 4 waits for memory, and few_rows is better: 64 float8 codes that
+  /// meet two rows of bfloat16 take 8 cycles there, and 12 here.
   static bool supports(const MatmulArgs& a) {
     constexpr int kBits = bits_of(Columns::kQType);
     if (kBits == 8 && a.cores == Cores::zen4 && a.M <= 4) return false;

@@ -18,7 +18,7 @@ template <DType kDType>
 struct TableColumns : FloatColumnsOf<QType::qint2, kDType> {
   static constexpr int kVectors = 2;              ///< pairs of codes in a lane
   static constexpr bool kTakesAllValues = false;  ///< a code of zero and an infinite activation have no sum
-  static constexpr int kTable = 16;
+  static constexpr bool kTable = true;
   using X = FloatLanes;
   /// The codes of the fields 0 and 2, and of 1 and 3: in the low half of each byte of even index those of the first
   /// field with its neighbour in the next byte, in the high half those of the other.
