@@ -1,6 +1,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "commands.h"
@@ -188,8 +189,9 @@ void add_isas(CLI::App& app) {
   command->add_flag("--kernels", *kernels, "List the kernel of each weight and activation type and number of rows");
   command->callback([kernels] {
     if (*kernels) return print_kernels();
+    const std::string_view cores = cores_name(active_cores());  // throws, if at all, before anything is printed
     print_isas();
-    std::printf("\nkernels are chosen for cores called %s\n", cores_name(active_cores()).data());
+    std::printf("\nkernels are chosen for cores called %s\n", cores.data());
     print_origins();
   });
 }
