@@ -167,7 +167,7 @@ class FirstCodes {
   }
 
  private:
-  static constexpr std::int64_t kFetched = 10 << 10;  // about as far ahead as kernels fetch
+  static constexpr std::int64_t kFetched = 10 << 10;  // about as far ahead as kernels fetch, but on Zen 4
   // Many rows have time to wait. In long stripes the codes that are multiplied at once lie further apart.
   static constexpr std::int64_t kMostRows = 8, kLongestStripe = 2048;
 

@@ -1,6 +1,7 @@
-// The kernel for some rows, neither one nor very many but with tables, with AVX-512: channels are the lanes of its
-// vectors. Squares of codes, 64 of each of kLanes channels, are transposed into columns, four codes of each channel to
-// a lane; what a column decodes to meets one activation of each row, broadcast.
+// The kernel for some rows, neither one nor very many, with AVX-512: channels are the lanes of its vectors. Squares of
+// codes, 64 of each of kLanes channels, are transposed into columns, four codes of each channel to a lane; what a
+// column decodes to meets one activation of each row, broadcast. Where codes are of two bits it may meet tables, a
+// vector each, in place of activations (table_columns-inl.h): so few instructions that they serve few rows too.
 //
 // Unlike in few_rows-inl.h lanes of sums are not added up, a group's scales are a vector, which is multiplied once for
 // all of its products, and activations take a sixteenth of the cache's bandwidth. Broadcasts of 32 or 64 bits cost no
