@@ -31,10 +31,13 @@ using kernels::MatmulKernel;
 // row, 9.6 and 11.0 for two, 20.0 and 18.0 for eight; int8 11.3 and 10.7, 11.1 and 11.6, 18.3 and 16.6. Called from
 // Python, four rows of int4 take 17.1 and 20.3.
 // One core of Zen 4 takes longer. The operator called from Python: 576 x 576 int4 weights 19.2 us for one row and 29.5
-// for four, where two take 18.4 and 21.5; 384 x 384 int8 weights and one row 16.7 and 15.3.
+// for four, where two take 18.4 and 21.5; 384 x 384 int8 weights and one row 16.7 and 15.3, int4 and two rows 13.8 and
+// 12.6, eight 24.1 and 18.3; 576 x 192 int4 and two rows 12.2 and 11.6, int8 and eight rows 20.6 and 16.1.
 constexpr std::int64_t serial_bytes(Cores cores) { return cores == Cores::zen4 ? 1 << 17 : 1 << 18; }
-constexpr std::int64_t serial_operations(Isa isa) {
-  return isa == Isa::portable ? 1 << 17 : isa == Isa::avx2 ? 1 << 18 : isa == Isa::avx512 ? 1 << 19 : 3 << 19;
+constexpr std::int64_t serial_operations(Isa isa, Cores cores) {
+  if (isa == Isa::portable) return 1 << 17;
+  if (isa == Isa::avx2 || cores == Cores::zen4) return 1 << 18;
+  return isa == Isa::avx512 ? 1 << 19 : 3 << 19;
 }
 
 // Rows that are prepared at once where there are more: those of a panel's block of rows, or a multiple of them.
@@ -137,7 +140,7 @@ void fill_with_bias(const MatmulArgs& args) {
 
 bool is_serial(const MatmulArgs& args, Isa isa) {
   const std::int64_t most_weights = serial_bytes(args.cores) * 8 / qtype_info(args.qtype).bits;
-  return args.N <= most_weights / args.K && args.M * args.N <= serial_operations(isa) / args.K;
+  return args.N <= most_weights / args.K && args.M * args.N <= serial_operations(isa, args.cores) / args.K;
 }
 
 /// The packed codes, scales and shifts that a thread reads first. Kernels fetch what follows the codes that they

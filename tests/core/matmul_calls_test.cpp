@@ -10,7 +10,9 @@
 #include "cases.h"
 #include "each_isa.h"
 #include "oracle.h"
+#include "quanto/cores.h"
 #include "quanto/error.h"
+#include "quanto/isa.h"
 #include "quanto/matmul.h"
 #include "quanto/parallel.h"
 
@@ -68,7 +70,7 @@ bool asks_for_threads(const CaseShape& shape) {
   return WEXITSTATUS(status) != 0;
 }
 
-/// Waking one costs more than it saves.
+/// Waking one costs more than it saves, on some cores for longer than on others.
 TEST(MatmulProcess, SmallCallsStayOnOneThread) {
   for_each_choice([] {
     for (const QType qtype : {QType::qint2, QType::qint4, QType::qint8, QType::qfloat8_e4m3fn}) {
@@ -80,6 +82,9 @@ TEST(MatmulProcess, SmallCallsStayOnOneThread) {
           EXPECT_TRUE(asks_for_threads({qtype, dtype, dtype, M, N, K})) << M << " x " << N << " x " << K;
         }
       }
+      if (active_isa() != Isa::avx512_bf16) continue;
+      EXPECT_EQ(asks_for_threads({qtype, DType::bfloat16, DType::bfloat16, 8, 192, 576}),
+                active_cores() == Cores::zen4);
     }
   });
 }
