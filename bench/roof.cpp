@@ -136,6 +136,9 @@ Pool::Pool(std::int64_t megabytes) : cache_(cache_bytes()), available_(available
       mmap(nullptr, static_cast<std::size_t>(size_), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) throw std::runtime_error("cannot map " + std::to_string(size_ / kMegabyte) + " MB");
   data_ = static_cast<std::uint8_t*>(mapped);
+#if defined(MADV_HUGEPAGE)
+  madvise(mapped, static_cast<std::size_t>(size_), MADV_HUGEPAGE);  // as codes of 4 MB and more are in torch
+#endif
   std::minstd_rand generator(1);
   constexpr std::int64_t kPattern = 61 * kMegabyte / 64;  // not a multiple of any weight's size
   for (std::int64_t i = 0; i < kPattern; ++i) data_[i] = finite_code(static_cast<std::uint8_t>(generator() >> 8));
