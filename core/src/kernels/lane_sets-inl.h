@@ -28,6 +28,27 @@ struct SetsBlock {
   int field;  ///< that the codes are in, of OneField
 };
 
+/// Fetches as many codes as are multiplied meanwhile. Those that go into the L2 cache are often whole stripes, which
+/// lie one after the other, so that there is no end of a stripe to look for: up to 0.95 of the time of one row.
+template <int kLocality>
+struct SetsFetch {
+  StripeFetch<kLocality> stripes;
+  bool whole;
+
+  SetsFetch(const MatmulArgs& a, const SetsBlock& b)
+      : stripes(a, b.next, b.next_depth, b.apart),
+        whole(stripes.into_l2 && b.next_depth == b.apart && b.next_depth % 64 == 0) {}
+  template <int kLines>
+  QUANTO_INLINE void next() {
+    if (whole) {
+      QUANTO_UNROLL for (int i = 0; i < kLines; ++i) __builtin_prefetch(stripes.at + 64 * i, 0, 2);
+      stripes.at += 64 * kLines;
+    } else {
+      QUANTO_UNROLL for (int i = 0; i < kLines; ++i) stripes.next();
+    }
+  }
+};
+
 /// The base of a kernel, which is `Kernel` and adds
 ///   Prepared, what prepare() leaves for run(): its bytes(), and in `plain` of each row whether it is served,
 ///   Scratch, a thread's memory, with its scales behind SetsScratch: its bytes(),
@@ -46,6 +67,8 @@ struct LaneSets {
   /// Sums in registers of more than one set. More of them would push out the columns of the sets: three to six rows
   /// took up to 1.3 times as long.
   static constexpr int kMostSums = 16;
+  /// Sums that leave registers for as many totals of groups beside them.
+  static constexpr int kMostHeld = 12;
 
   template <int kRows>
   static constexpr int kFieldsAtOnce = smaller(kFields, power_of_two_up_to(kSums / kRows));
@@ -72,33 +95,33 @@ struct LaneSets {
   };
 
   /// What multiply() starts with: the totals that a block's products are added to, its codes, and what is fetched
-  /// meanwhile, into which caches: see StripeFetch.
+  /// meanwhile, into which caches: see SetsFetch.
   template <int kSets, int kFirst, int kFieldsNow, int kLocality = 3>
   struct Block {
     FloatLanes* totals[kSets][kFieldsNow];
     const std::uint8_t* codes;
-    StripeFetch<kLocality> fetch;
+    SetsFetch<kLocality> fetch;
     int bit;  ///< where the codes of a byte start, of OneField
 
     QUANTO_INLINE Block(const MatmulArgs& a, const SetsScratch& scratch, const SetsBlock& b)
-        : codes(b.codes), fetch(a, b.next, b.next_depth, b.apart), bit(b.field * bits_of(kQType)) {
+        : codes(b.codes), fetch(a, b), bit(b.field * bits_of(kQType)) {
       for (int s = 0; s < kSets; ++s) {
         for (int f = 0; f < kFieldsNow; ++f) totals[s][f] = scratch.totals_of(b.set + s, kFirst + f);
       }
     }
-    /// totals += sums * scale_of(set, field)
-    template <class Sums, class ScaleOf>
-    QUANTO_INLINE void add_scaled(const Sums& sums, ScaleOf scale_of) {
-      QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
-        QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
-          const FloatLanes scale = scale_of(s, f);
-          QUANTO_UNROLL for (int m = 0; m < Sums::kRowCount; ++m) {
-            totals[s][f][m] = multiply_add(scale, sums.of[s][f][m], totals[s][f][m]);
-          }
+  };
+  /// totals += sums * scale_of(set, field)
+  template <int kSets, int kFieldsNow, class Sums, class Totals, class ScaleOf>
+  static QUANTO_INLINE void add_scaled(const Sums& sums, Totals (&totals)[kSets][kFieldsNow], ScaleOf scale_of) {
+    QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+      QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
+        const FloatLanes scale = scale_of(s, f);
+        QUANTO_UNROLL for (int m = 0; m < Sums::kRowCount; ++m) {
+          totals[s][f][m] = multiply_add(scale, sums.of[s][f][m], totals[s][f][m]);
         }
       }
     }
-  };
+  }
 
   static std::size_t workspace_bytes(const MatmulArgs& a) { return typename Kernel::Prepared(a).bytes(); }
   static bool serves_values(const MatmulArgs& a) { return all_set(typename Kernel::Prepared(a).plain, a.M); }
@@ -144,7 +167,7 @@ struct LaneSets {
     }
   }
 
-  template <int kRows, class Scratch>
+  template <int kRows, int kSets = kSetsAtOnce<kRows>, class Scratch>
   static void multiply_unit(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     const std::int64_t segment = Kernel::segment_of(a), whole = a.K / Kernel::kChunk * Kernel::kChunk;
     const std::int64_t sets = u.whole / kSetStripes;
@@ -159,7 +182,7 @@ struct LaneSets {
       } else {
         block.next_depth = smaller(segment, whole);
       }
-      multiply_sets<kSetsAtOnce<kRows>, kRows>(a, scratch, block, sets);
+      multiply_sets<kSets, kRows>(a, scratch, block, sets);
     }
     // What is left of K, and sets of which not all stripes lie in memory.
     for (std::int64_t set = 0; set < ceil_div(u.count, kSetStripes); ++set) {

@@ -222,7 +222,7 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
     QUANTO_INLINE void add_columns(const SetColumns& columns, const std::uint64_t* x, Block& block) {
       QUANTO_UNROLL for (int c = 0; c < PairColumns::kColumns; ++c) {
         if (kFirst == 0 && c % kFieldsInTurn<Columns> == 0) {
-          QUANTO_UNROLL for (int s = 0; s < kSets; ++s) block.fetch.next();
+          block.fetch.template next<kSets>();
         }
         typename Columns::Codes codes[kSets];
         QUANTO_UNROLL for (int s = 0; s < kSets; ++s) { codes[s] = codes_of_column<Columns>(columns[s][c], block.bit); }
@@ -295,8 +295,8 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
       const std::int64_t run = smaller(group_size, b.depth - k);
       sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
       add_chunks(run / kChunk);
-      block.add_scaled(
-          sums, [&](int s, int f) __attribute__((always_inline)) {
+      Sets::add_scaled(
+          sums, block.totals, [&](int s, int f) __attribute__((always_inline)) {
             const auto two = (__m512)scratch.scales_of(b.set + s, kFirst + f)[j / 2];
             return (FloatLanes)(j % 2 == 0 ? _mm512_moveldup_ps(two) : _mm512_movehdup_ps(two));
           });
@@ -361,12 +361,20 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
     });
   }
 
+  /// Of 8-bit codes, how many rows Zen 4 leaves to few_rows: up to four, with which it waits for memory, 64 float8
+  /// codes that meet two rows of bfloat16 take 8 cycles there, and 12 here. Dot products of more rows gain by it too,
+  /// but for seven rows, which take as long there as eight.
+  static bool few_rows_are_better(const MatmulArgs& a) {
+    constexpr bool kDotProducts = kVectors == 2;
+    if (bits_of(Columns::kQType) != 8 || a.cores != Cores::zen4) return false;
+    return a.M <= 4 || (kDotProducts && !(is_float8(Columns::kQType) && a.M == 7));
+  }
+
   /// Groups have to end where chunks do. Where they end between two that could be multiplied at once, channel_lanes is
-  /// better. With up to four rows of 8-bit codes Zen 4 waits for memory, and few_rows is better: 64 float8 codes that
-  /// meet two rows of bfloat16 take 8 cycles there, and 12 here.
+  /// better.
   static bool supports(const MatmulArgs& a) {
     constexpr int kBits = bits_of(Columns::kQType);
-    if (kBits == 8 && a.cores == Cores::zen4 && a.M <= 4) return false;
+    if (few_rows_are_better(a)) return false;
     const std::int64_t step = kBits == 8 || (kBits == 4 && a.M == 3) ? kChunk : 2 * kChunk;
     return ((a.M == kRowCounts) || ...) && a.N % kFields == 0 && (Columns::kTakesAllValues || !a.special_values) &&
            (a.groups == 1 || a.group_size % step == 0);

@@ -60,10 +60,17 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
   using typename Sets::SetsScratch;
   static constexpr std::int64_t kChunk = kVectorBytes;
   static constexpr std::int64_t kMostRows = 8;
-  /// Of a single row. Its codes are fetched past the outer caches, as in few_rows, sixteen stripes ahead of those that
-  /// are multiplied: as many have to fit the L1 cache. With 4096 int2 takes 1.06 times as long as few_rows, with 2048
-  /// 0.97, with 576 0.8; on Zen 4, which fetches into L2, 1.13, 0.93 and 0.84.
+  /// Of a single row, but on Zen 4. Its codes are fetched past the outer caches, as in few_rows, sixteen stripes ahead
+  /// of those that are multiplied: as many have to fit the L1 cache. With 4096 int2 takes 1.06 times as long as
+  /// few_rows, with 2048 0.97, with 576 0.8.
   static constexpr std::int64_t kLongestSingleStripe = 2048;
+  /// Sets at once whose totals find room beside the sums, for Zen 4, where a store of 64 bytes takes the place of two
+  /// vectors of products: 0.87 of the time for two rows of int4. Nor are they more than two: stripes are often
+  /// multiples of 4 KB apart, and more of them than share a place in the L1 cache push each other out, which takes a
+  /// single row of int4 1.45 times as long.
+  template <int kRows>
+  static constexpr int kSetsWithTotals = smaller(2, power_of_two_up_to(Sets::kMostHeld / kRows /
+                                                                       Sets::template kFieldsAtOnce<kRows>));
   static_assert(is_affine_qtype(Columns::kQType) && kMostRows <= kRowsAtOnce);
 
   /// What prepare() leaves for run(): the activations of a chunk, row after row, in kVectors vectors each, of which
@@ -169,6 +176,20 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
           QuarterColumns::load(at, apart, half, columns[s]);
         }
       };
+      // Where registers hold the columns of both halves beside sums and totals, cache lines are read once.
+      if constexpr (kSums - 2 * kSets * kFieldsNow * kRows >= 4 * kSets) {
+        BitLanes rest[kSets][2];
+        QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
+          QuarterColumns::load(codes + s * kSetStripes * apart, apart, 0, columns[s]);
+          QuarterColumns::load(codes + s * kSetStripes * apart, apart, 1, rest[s]);
+          QUANTO_UNROLL for (BitLanes& column : rest[s]) QUANTO_IN_REGISTER(column);
+        }
+        add_column<0>(columns, x, bit);
+        add_column<1>(columns, x, bit);
+        add_column<2>(rest, x, bit);
+        add_column<3>(rest, x, bit);
+        return;
+      }
       load(0);
       add_column<0>(columns, x, bit);
       add_column<1>(columns, x, bit);
@@ -186,12 +207,14 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
     const auto add_chunks = [&](std::int64_t count) __attribute__((always_inline)) {
       for (; count > 0; --count, block.codes += kChunk, x += kRows * kVectors) {
         if constexpr (kFirst == 0) {
-          constexpr int kLines = kSets * kSetStripes / kFieldsInTurn<Columns>;
-          QUANTO_UNROLL for (int i = 0; i < kLines; ++i) block.fetch.next();
+          block.fetch.template next<kSets * kSetStripes / kFieldsInTurn<Columns>>();
         }
         sums.add_chunk(block.codes, b.apart, x, block.bit);
       }
     };
+    constexpr bool kHolds = kSets * kFieldsNow * kRows <= Sets::kMostHeld;
+    decltype(sums) held;  // totals that stay in registers
+    if constexpr (kHolds) held.for_each([&](int s, int f, int m, FloatLanes& total) { total = block.totals[s][f][m]; });
     const std::int64_t group_size = Sets::group_size_of(a);
     std::int64_t j = b.k / group_size, left = (j + 1) * group_size - b.k;
     for (std::int64_t k = 0; k < b.depth;) {
@@ -202,21 +225,31 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
       sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
       add_chunks(run / kChunk);
       const std::int64_t place = Scratch::place_of(j), next = Scratch::place_of(j + 1 < a.groups ? j + 1 : j);
-      block.add_scaled(
-          sums, [&](int s, int f) __attribute__((always_inline)) {
-            const float* scales = scratch.scales_of(b.set + s, kFirst + f);
-            const __m512 scale = _mm512_broadcast_f32x4(_mm_load_ps(scales + place));
-            if (!straddles) return (FloatLanes)scale;
-            return (FloatLanes)_mm512_mask_broadcast_f32x4(scale, 0xff00, _mm_load_ps(scales + next));
-          });
+      const auto scale_of = [&](int s, int f) __attribute__((always_inline)) {
+        const float* scales = scratch.scales_of(b.set + s, kFirst + f);
+        const __m512 scale = _mm512_broadcast_f32x4(_mm_load_ps(scales + place));
+        if (!straddles) return (FloatLanes)scale;
+        return (FloatLanes)_mm512_mask_broadcast_f32x4(scale, 0xff00, _mm_load_ps(scales + next));
+      };
+      if constexpr (kHolds) {
+        Sets::add_scaled(sums, held.of, scale_of);
+      } else {
+        Sets::add_scaled(sums, block.totals, scale_of);
+      }
       k += run;
       for (left -= run; left <= 0; left += group_size) ++j;  // twice where a chunk holds two groups
     }
+    if constexpr (kHolds) held.for_each([&](int s, int f, int m, FloatLanes& total) { block.totals[s][f][m] = total; });
   }
 
   template <int kRows = kMostRows>
   static void multiply_rows(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
-    if (a.M == kRows) return Sets::template multiply_unit<kRows>(a, u, scratch);
+    if (a.M == kRows) {
+      if constexpr (kSetsWithTotals < kRows >> 1) {
+        if (a.cores == Cores::zen4) return Sets::template multiply_unit<kRows, kSetsWithTotals<kRows>>(a, u, scratch);
+      }
+      return Sets::template multiply_unit<kRows>(a, u, scratch);
+    }
     if constexpr (kRows > 1) multiply_rows<kRows - 1>(a, u, scratch);
   }
 
@@ -341,7 +374,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
 
   /// Groups have to end where chunks or their halves do.
   static bool supports(const MatmulArgs& a) {
-    if (a.M == 1 && (kIsOneField<Columns> || a.K > kLongestSingleStripe)) return false;
+    if (a.M == 1 && (kIsOneField<Columns> || (a.cores != Cores::zen4 && a.K > kLongestSingleStripe))) return false;
     return a.M <= kMostRows && a.N % kFields == 0 && (Columns::kTakesAllValues || !a.special_values) &&
            (a.groups == 1 || a.group_size % (kChunk / 2) == 0);
   }
