@@ -60,8 +60,8 @@ struct ChannelLanes {
   /// L1 cache, those of several squares that meet the same tables in the L2 cache, and memory is read in pieces long
   /// enough.
   static constexpr std::int64_t kSegment = 1024;
-  /// Four fields have sums enough in one. But the tables of a segment come from further away than the L1 cache: of four
-  /// or more rows they serve four squares after one another in 0.85 of the time.
+  /// Four fields have sums enough in one. But tables of a segment come from further away than the L1 cache, the more so
+  /// the more rows there are: those serve several squares.
   static constexpr int kMostSquares = kTables ? 4 : kFields <= 2 ? 2 : 1;
 
   template <int kRows>
@@ -158,13 +158,14 @@ struct ChannelLanes {
 
   static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
 
-  /// Squares of a unit: as many as are multiplied at once, or meet the same tables. One where there are very few units
-  /// for the threads to share: it has too few sums to hide the latency of dot products and takes half as long again for
-  /// each square.
+  /// Squares of a unit: as many as are multiplied at once, or meet the same tables. Those of fewer rows are fewer, so
+  /// that threads share them evenly: 4096 x 4096 codes and one row 261 us, in units of two squares 267, of four 283.
+  /// One where there are very few units for the threads to share: it has too few sums to hide the latency of dot
+  /// products and takes half as long again for each square.
   static std::int64_t squares_each(const MatmulArgs& a) {
     const auto sums = static_cast<int>(kSums / Prepared(a).each);
     const int at_once = smaller(kMostSquares, power_of_two_up_to(sums / smaller(kFields, power_of_two_up_to(sums))));
-    const int squares = kTables ? kMostSquares : at_once;
+    const int squares = !kTables ? at_once : a.M == 1 ? 1 : a.M <= 4 ? 2 : kMostSquares;
     const std::int64_t units_at_least = a.threads > 2 ? 2 * a.threads : 4;
     return stripes_of_units<Columns>(a) < units_at_least * squares * kLanes ? 1 : squares;
   }
@@ -348,9 +349,13 @@ struct ChannelLanes {
   template <int kRows>
   static void multiply_unit(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     const std::int64_t blocks = Prepared(a).blocks;
-    const std::int64_t segment = segment_of(a);
+    const std::int64_t segment = segment_of(a), next = u.first + squares_each(a) * kLanes;
     for (std::int64_t k = 0; k < a.K; k += segment) {
       const std::int64_t end = smaller(k + segment, a.K);
+      if (kGrouped && fetches_into_l2(a)) {  // a share of the next unit's scales: memory takes long for all of them
+        const std::int64_t first = u.next * k / a.K;
+        fetch_scales<Columns>(a, next + first, u.next * end / a.K - first);
+      }
       transpose_segment(a, u, scratch, k, end);
       const std::uint8_t* later = kIsOneField<Columns> ? u.later + k : end < a.K ? u.codes + end : u.later;
       for (std::int64_t i = 0; i < blocks; ++i) {

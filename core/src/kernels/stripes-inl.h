@@ -124,9 +124,10 @@ inline void copy_straddling_channel(const MatmulArgs& a, std::int64_t n, int fie
 QUANTO_INLINE bool fetches_into_l2(const MatmulArgs& a) { return a.cores == Cores::zen4; }
 
 /// Fetches `bytes` bytes that are about to be read once.
+template <int kLocality>
 QUANTO_INLINE void fetch(const void* from, std::int64_t bytes) {
   const auto* at = static_cast<const char*>(from);
-  for (std::int64_t i = 0; i < bytes + 63; i += 64) __builtin_prefetch(at + smaller(i, bytes - 1), 0, 0);
+  for (std::int64_t i = 0; i < bytes + 63; i += 64) __builtin_prefetch(at + smaller(i, bytes - 1), 0, kLocality);
   asm volatile("");  // GCC takes a function of prefetches alone for one without effects and drops the calls of it
 }
 
@@ -136,6 +137,9 @@ template <class Dots>
 inline void fetch_scales(const MatmulArgs& a, std::int64_t first, std::int64_t count) {
   if (count <= 0) return;
   const std::int64_t scale_bytes = a.scale_dtype == DType::float32 ? 4 : 2;
+  const auto fetch = [&](const void* from, std::int64_t bytes) {
+    fetches_into_l2(a) ? kernels::fetch<2>(from, bytes) : kernels::fetch<0>(from, bytes);
+  };
   if constexpr (!is_affine_qtype(Dots::kQType)) {
     if (a.scale_step != 0) fetch(static_cast<const char*>(a.scale) + first * scale_bytes, count * scale_bytes);
     return;
