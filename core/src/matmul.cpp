@@ -32,7 +32,7 @@ using kernels::MatmulKernel;
 // Python, four rows of int4 take 17.1 and 20.3.
 // One core of Zen 4 takes longer. The operator called from Python: 576 x 576 int4 weights 19.2 us for one row and 29.5
 // for four, where two take 18.4 and 21.5; 384 x 384 int8 weights and one row 16.7 and 15.3, int4 and two rows 13.8 and
-// 12.6, eight 24.1 and 18.3; 576 x 192 int4 and two rows 12.2 and 11.6, int8 and eight rows 20.6 and 16.1.
+// 12.6, eight 24.1 and 18.3; 576 x 192 int8 and eight rows 20.6 and 16.1.
 constexpr std::int64_t serial_bytes(Cores cores) { return cores == Cores::zen4 ? 1 << 17 : 1 << 18; }
 constexpr std::int64_t serial_operations(Isa isa, Cores cores) {
   if (isa == Isa::portable) return 1 << 17;

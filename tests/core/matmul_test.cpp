@@ -75,15 +75,21 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
     for (const std::int64_t M : {14, 37}) add(M, 340, 1632 / group_size * group_size, group_size);
   }
   for (const std::int64_t M : {3, 37}) add(M, 68, 3200, 1600);  // groups deeper than one block of k
-  for (const std::int64_t M : {1, 2, 3, 4, 6, 8}) {
+  for (const std::int64_t M : {1, 2, 3, 4, 5, 6, 7, 8}) {
     for (const std::int64_t group_size : {32, 64, 96, 128}) {
       for (const std::int64_t groups : {6, 18}) add(M, 76, groups * group_size, group_size);
       add(M, 56, 6 * group_size, group_size);  // an odd number of sets of channels
     }
   }
   for (const std::int64_t M : {1, 2, 3, 5, 8}) add(M, 1068, 192, 64);
-  add(8, 20, 8832, 128);                                          // a few rows deeper than one block of k
-  for (const std::int64_t M : {2, 3}) add(M, 20, 33280, 128);     // fewer rows, whose blocks are deeper
+  add(8, 20, 8832, 128);  // a few rows deeper than one block of k
+  // Fewer rows, whose blocks are deeper, and groups that straddle what is multiplied at once.
+  add(1, 20, 67584, 128);
+  add(2, 20, 33280, 128);
+  for (const std::int64_t N : {20, 23}) {
+    add(3, N, 23040, 96);
+    add(6, N, 11520, 96);
+  }
   for (const std::int64_t M : {5, 8, 14}) add(M, 23, 8832, 128);  // the same where channels straddle fields
   return shapes;
 }

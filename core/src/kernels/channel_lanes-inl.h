@@ -158,14 +158,15 @@ struct ChannelLanes {
 
   static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
 
-  /// Squares of a unit: as many as are multiplied at once, or meet the same tables. Those of fewer rows are fewer, so
-  /// that threads share them evenly: 4096 x 4096 codes and one row 261 us, in units of two squares 267, of four 283.
-  /// One where there are very few units for the threads to share: it has too few sums to hide the latency of dot
-  /// products and takes half as long again for each square.
+  /// Squares of a unit: as many as are multiplied at once, or may meet the same tables. With four fields, few rows take
+  /// fewer of the latter, so that threads share them evenly: 4096 x 4096 codes and one row 261 us, in units of two
+  /// squares 267, of four 283. One where there are very few units for the threads to share: with up to two fields it
+  /// has too few sums to hide the latency of dot products and takes half as long again for each square.
   static std::int64_t squares_each(const MatmulArgs& a) {
     const auto sums = static_cast<int>(kSums / Prepared(a).each);
     const int at_once = smaller(kMostSquares, power_of_two_up_to(sums / smaller(kFields, power_of_two_up_to(sums))));
-    const int squares = !kTables ? at_once : a.M == 1 ? 1 : a.M <= 4 ? 2 : kMostSquares;
+    const int few = a.M == 1 ? 1 : a.M <= 4 ? 2 : kMostSquares;
+    const int squares = !kTables ? at_once : kIsOneField<Columns> ? kMostSquares : few;
     const std::int64_t units_at_least = a.threads > 2 ? 2 * a.threads : 4;
     return stripes_of_units<Columns>(a) < units_at_least * squares * kLanes ? 1 : squares;
   }
@@ -349,12 +350,12 @@ struct ChannelLanes {
   template <int kRows>
   static void multiply_unit(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     const std::int64_t blocks = Prepared(a).blocks;
-    const std::int64_t segment = segment_of(a), next = u.first + squares_each(a) * kLanes;
+    const std::int64_t segment = segment_of(a), next_unit = u.first + squares_each(a) * kLanes;
     for (std::int64_t k = 0; k < a.K; k += segment) {
       const std::int64_t end = smaller(k + segment, a.K);
       if (kGrouped && fetches_into_l2(a)) {  // a share of the next unit's scales: memory takes long for all of them
         const std::int64_t first = u.next * k / a.K;
-        fetch_scales<Columns>(a, next + first, u.next * end / a.K - first);
+        fetch_scales<Columns>(a, next_unit + first, u.next * end / a.K - first);
       }
       transpose_segment(a, u, scratch, k, end);
       const std::uint8_t* later = kIsOneField<Columns> ? u.later + k : end < a.K ? u.codes + end : u.later;

@@ -171,7 +171,8 @@ inline void multiply_stripe_range(const MatmulArgs& a, const StripeCodes& codes,
     multiply_all_rows<Dots>(a, {codes.first + k, a.K, next, later, begin, 0, k, depth, codes.field}, end, scratch);
   }
   if (whole == a.K) return;
-  std::uint8_t rest[kMostStripesPerUnit<Dots> * Dots::kChunk] = {};
+  std::uint8_t rest[kMostStripesPerUnit<Dots> * Dots::kChunk];
+  __builtin_memset(rest, 0, static_cast<std::size_t>(stripes * Dots::kChunk));
   for (std::int64_t s = 0; s < stripes; ++s) {
     __builtin_memcpy(rest + s * Dots::kChunk, codes.first + s * a.K + whole, static_cast<std::size_t>(a.K - whole));
   }

@@ -21,17 +21,21 @@ template <class Dots>
 constexpr std::int64_t kStripesPerUnit = kVectorBytes == 64 || is_affine_qtype(Dots::kQType) ? 8 : 24;
 /// Of packed codes: of a single row with short stripes, where what each unit costs by itself counts more than that no
 /// codes are fetched in the meantime: 0.86 to 0.96 of the time for packed codes of 576 columns, but up to 1.08 of it
-/// for 1536 columns or codes of 8 bits. Of 8-bit codes: of more rows than four on Zen 4. A unit reads their activations
-/// from the L2 cache, whose bandwidth codes on their way there have to share: 0.88 of the time.
+/// for 1536 columns or codes of 8 bits. Of 8-bit codes: of more rows than four on Zen 4, where there are units enough
+/// for the threads. A unit reads each segment of their activations from the L2 cache, whose bandwidth codes on their
+/// way there have to share: 0.88 of the time.
 template <class Dots>
 constexpr std::int64_t kMostStripesPerUnit = kVectorBytes < 64               ? kStripesPerUnit<Dots>
                                              : is_affine_qtype(Dots::kQType) ? 16
                                                                              : 32;
 template <class Dots>
 constexpr std::int64_t stripes_per_unit(const MatmulArgs& a) {
-  const bool packed = is_affine_qtype(Dots::kQType);
-  const bool more = packed ? a.M == 1 && a.K <= 768 : a.M > 4 && a.cores == Cores::zen4;
-  return more ? kMostStripesPerUnit<Dots> : kStripesPerUnit<Dots>;
+  constexpr std::int64_t kMost = kMostStripesPerUnit<Dots>;
+  const std::int64_t units_at_least = a.threads > 2 ? 4 * a.threads : 4;
+  const bool more = is_affine_qtype(Dots::kQType)
+                        ? a.M == 1 && a.K <= 768
+                        : a.M > 4 && a.cores == Cores::zen4 && stripe_count<Dots>(a) >= units_at_least * kMost;
+  return more ? kMost : kStripesPerUnit<Dots>;
 }
 
 /// A thread's memory: the sums of a unit, a vector for each (stripe, field, row), and its scales.

@@ -363,9 +363,9 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
 
   /// Of 8-bit codes, how many rows Zen 4 leaves to few_rows: up to four, with which it waits for memory, 64 float8
   /// codes that meet two rows of bfloat16 take 8 cycles there, and 12 here. Dot products of more rows gain by it too,
-  /// but for seven rows, which take as long there as eight.
+  /// but for float8 codes and seven rows, which take as long there as eight.
   static bool few_rows_are_better(const MatmulArgs& a) {
-    constexpr bool kDotProducts = kVectors == 2;
+    constexpr bool kDotProducts = kVectors == 2;  // of pairs of words: floats are four vectors
     if (bits_of(Columns::kQType) != 8 || a.cores != Cores::zen4) return false;
     return a.M <= 4 || (kDotProducts && !(is_float8(Columns::kQType) && a.M == 7));
   }

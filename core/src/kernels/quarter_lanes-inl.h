@@ -64,13 +64,14 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
   /// of those that are multiplied: as many have to fit the L1 cache. With 4096 int2 takes 1.06 times as long as
   /// few_rows, with 2048 0.97, with 576 0.8.
   static constexpr std::int64_t kLongestSingleStripe = 2048;
-  /// Sets at once whose totals find room beside the sums, for Zen 4, where a store of 64 bytes takes the place of two
-  /// vectors of products: 0.87 of the time for two rows of int4. Nor are they more than two: stripes are often
+  /// Whether registers hold as many totals of groups as sums, beside two columns of each set.
+  template <int kSets, int kSumCount>
+  static constexpr bool kHoldsTotals = 2 * kSumCount + 2 * kSets <= 28;
+  /// How many sets Zen 4 takes at once if that leaves room for their totals. A store of 64 bytes takes the place of two
+  /// vectors of products there: two rows of int4 take 0.87 of the time. Nor are sets more than two: stripes are often
   /// multiples of 4 KB apart, and more of them than share a place in the L1 cache push each other out, which takes a
   /// single row of int4 1.45 times as long.
-  template <int kRows>
-  static constexpr int kSetsWithTotals = smaller(2, power_of_two_up_to(Sets::kMostHeld / kRows /
-                                                                       Sets::template kFieldsAtOnce<kRows>));
+  static constexpr int kFewSets = 2;
   static_assert(is_affine_qtype(Columns::kQType) && kMostRows <= kRowsAtOnce);
 
   /// What prepare() leaves for run(): the activations of a chunk, row after row, in kVectors vectors each, of which
@@ -177,7 +178,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
         }
       };
       // Where registers hold the columns of both halves beside sums and totals, cache lines are read once.
-      if constexpr (kSums - 2 * kSets * kFieldsNow * kRows >= 4 * kSets) {
+      if constexpr (kSets == kFewSets && kSums - 2 * kSets * kFieldsNow * kRows >= 4 * kSets) {
         BitLanes rest[kSets][2];
         QUANTO_UNROLL for (int s = 0; s < kSets; ++s) {
           QuarterColumns::load(codes + s * kSetStripes * apart, apart, 0, columns[s]);
@@ -188,14 +189,14 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
         add_column<1>(columns, x, bit);
         add_column<2>(rest, x, bit);
         add_column<3>(rest, x, bit);
-        return;
+      } else {
+        load(0);
+        add_column<0>(columns, x, bit);
+        add_column<1>(columns, x, bit);
+        load(1);
+        add_column<2>(columns, x, bit);
+        add_column<3>(columns, x, bit);
       }
-      load(0);
-      add_column<0>(columns, x, bit);
-      add_column<1>(columns, x, bit);
-      load(1);
-      add_column<2>(columns, x, bit);
-      add_column<3>(columns, x, bit);
     }
   };
 
@@ -212,7 +213,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
         sums.add_chunk(block.codes, b.apart, x, block.bit);
       }
     };
-    constexpr bool kHolds = kSets * kFieldsNow * kRows <= Sets::kMostHeld;
+    constexpr bool kHolds = kHoldsTotals<kSets, kSets * kFieldsNow * kRows>;
     decltype(sums) held;  // totals that stay in registers
     if constexpr (kHolds) held.for_each([&](int s, int f, int m, FloatLanes& total) { total = block.totals[s][f][m]; });
     const std::int64_t group_size = Sets::group_size_of(a);
@@ -245,8 +246,9 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
   template <int kRows = kMostRows>
   static void multiply_rows(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     if (a.M == kRows) {
-      if constexpr (kSetsWithTotals < kRows >> 1) {
-        if (a.cores == Cores::zen4) return Sets::template multiply_unit<kRows, kSetsWithTotals<kRows>>(a, u, scratch);
+      constexpr int kFewSums = kFewSets * Sets::template kFieldsAtOnce<kRows> * kRows;
+      if constexpr (Sets::template kSetsAtOnce < kRows >> kFewSets && kHoldsTotals<kFewSets, kFewSums>) {
+        if (a.cores == Cores::zen4) return Sets::template multiply_unit<kRows, kFewSets>(a, u, scratch);
       }
       return Sets::template multiply_unit<kRows>(a, u, scratch);
     }
