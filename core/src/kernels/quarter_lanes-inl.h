@@ -246,8 +246,9 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
   template <int kRows = kMostRows>
   static void multiply_rows(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     if (a.M == kRows) {
+      constexpr int kUsualSets = Sets::template kSetsAtOnce<kRows>;
       constexpr int kFewSums = kFewSets * Sets::template kFieldsAtOnce<kRows> * kRows;
-      if constexpr (Sets::template kSetsAtOnce < kRows >> kFewSets && kHoldsTotals<kFewSets, kFewSums>) {
+      if constexpr (kUsualSets > kFewSets && kHoldsTotals<kFewSets, kFewSums>) {
         if (a.cores == Cores::zen4) return Sets::template multiply_unit<kRows, kFewSets>(a, u, scratch);
       }
       return Sets::template multiply_unit<kRows>(a, u, scratch);
