@@ -118,7 +118,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=Path(".demo/SmolLM2-135M-Instruct"), help="`make demo` makes it")
-    parser.add_argument("--weights", nargs="+", default=["int8", "int4", "float8"])
+    kinds = [name.removeprefix("q") for name in qtypes]
+    weights = parser.add_argument("--weights", nargs="+", choices=kinds, default=["int8", "int4", "float8"])
+    weights.metavar, weights.help = "WEIGHTS", ", ".join(kinds)
     parser.add_argument("--tokens", type=int, default=24, help="to decode in each round")
     parser.add_argument("--prompt", type=int, default=512, help="tokens of the prompt of the prefill")
     parser.add_argument("--rounds", type=int, default=5)
