@@ -27,6 +27,13 @@ template <class Dots, int kRows>
 constexpr bool kFetchesInOrder = kIsOneField<Dots> ||
                                  (kRows > 1 && (kVectorBytes < 64 || is_affine_qtype(Dots::kQType)));
 
+/// Zen 4 drops some of the fetches into its L2 cache, and what it has dropped takes as long as memory does. Codes of
+/// eight bits are fetched again some time later, where rows are so many that memory has time for that: 0.95 of the time
+/// of eight rows.
+template <class Dots, int kRows>
+constexpr bool kFetchesTwice = !is_affine_qtype(Dots::kQType) && kRows >= 4;
+constexpr std::int64_t kBeforeSecondFetch = std::int64_t{16} << 10;
+
 /// What is multiplied at once: codes of some stripes with some rows, from k on.
 struct FewRowsBlock {
   const std::uint8_t* codes;  ///< of the first stripe
@@ -93,6 +100,9 @@ struct FewRowsFetch {
     const std::uint8_t* fetched = block.later + offset * kStripes / kFieldsInTurn<Dots>;
     QUANTO_UNROLL for (int s = 0; s < kFetchedLines<Dots, kStripes>; ++s) {
       __builtin_prefetch(fetched + s * Dots::kChunk, 0, kLocality);
+      if constexpr (kLocality == 2 && kFetchesTwice<Dots, kRows>) {
+        __builtin_prefetch(fetched + s * Dots::kChunk - kBeforeSecondFetch, 0, kLocality);
+      }
     }
   }
 };
@@ -202,7 +212,11 @@ QUANTO_INLINE void multiply_block(const MatmulArgs& a, const FewRowsBlock& block
   Sums sums;
   if constexpr (!is_affine_qtype(Dots::kQType)) {
     using Sum = typename Sums::Sum;  // totals of integers are their bits
-    sums.for_each([&](int s, int f, int m, Sum& sum) { sum = (Sum)totals[s][f][m]; });
+    if (kStartsWithZeros<Dots> && block.k == 0) {
+      sums = Sums{};
+    } else {
+      sums.for_each([&](int s, int f, int m, Sum& sum) { sum = (Sum)totals[s][f][m]; });
+    }
     WholeBytes nan_marks{};
     sums.add_chunks(block, fetch, 0, block.depth, x, nan_marks);
     sums.for_each([&](int s, int f, int m, Sum& sum) { totals[s][f][m] = (FloatLanes)sum; });

@@ -21,9 +21,9 @@ template <class Dots>
 constexpr std::int64_t kStripesPerUnit = kVectorBytes == 64 || is_affine_qtype(Dots::kQType) ? 8 : 24;
 /// Of packed codes: of a single row with short stripes, where what each unit costs by itself counts more than that no
 /// codes are fetched in the meantime: 0.86 to 0.96 of the time for packed codes of 576 columns, but up to 1.08 of it
-/// for 1536 columns or codes of 8 bits. Of 8-bit codes: of more rows than four on Zen 4, where there are units enough
-/// for the threads. A unit reads each segment of their activations from the L2 cache, whose bandwidth codes on their
-/// way there have to share: 0.88 of the time.
+/// for 1536 columns. Of 8-bit codes on Zen 4, which fetches those of the next unit, where there are units enough for
+/// the threads: of short stripes, with 576 columns 0.75 to 0.8 of the time, and of more rows than four. A unit reads
+/// each segment of their activations from the L2 cache, whose bandwidth codes on their way there have to share: 0.88.
 template <class Dots>
 constexpr std::int64_t kMostStripesPerUnit = kVectorBytes < 64               ? kStripesPerUnit<Dots>
                                              : is_affine_qtype(Dots::kQType) ? 16
@@ -32,9 +32,9 @@ template <class Dots>
 constexpr std::int64_t stripes_per_unit(const MatmulArgs& a) {
   constexpr std::int64_t kMost = kMostStripesPerUnit<Dots>;
   const std::int64_t units_at_least = a.threads > 2 ? 4 * a.threads : 4;
-  const bool more = is_affine_qtype(Dots::kQType)
-                        ? a.M == 1 && a.K <= 768
-                        : a.M > 4 && a.cores == Cores::zen4 && stripe_count<Dots>(a) >= units_at_least * kMost;
+  const bool more = is_affine_qtype(Dots::kQType) ? a.M == 1 && a.K <= 768
+                                                  : (a.M > 4 || a.K <= 768 * a.M) && a.cores == Cores::zen4 &&
+                                                        stripe_count<Dots>(a) >= units_at_least * kMost;
   return more ? kMost : kStripesPerUnit<Dots>;
 }
 
@@ -78,14 +78,16 @@ std::size_t few_rows_scratch_bytes(const MatmulArgs& a) {
   return UnitScratch<Dots>(a, nullptr).bytes();
 }
 
-/// Zero, or what takes the centre of the codes out of a channel's sums again.
+/// Whether sums start with zeros, which registers have without memory.
+template <class Dots>
+constexpr bool kStartsWithZeros = !is_affine_qtype(Dots::kQType) && !SumsOf<Dots>::kIntegers;
+
+/// What takes the centre of the codes out of a channel's sums of integers again.
 template <class Dots>
 inline FloatLanes start_of_sums(const float* x_sums) {
   IntLanes start{};
-  if constexpr (SumsOf<Dots>::kIntegers && !is_affine_qtype(Dots::kQType)) {
-    start[0] = static_cast<std::int32_t>(static_cast<std::uint32_t>(-Dots::kCentre) *
-                                         static_cast<std::uint32_t>(static_cast<std::int32_t>(x_sums[0])));
-  }
+  start[0] = static_cast<std::int32_t>(static_cast<std::uint32_t>(-Dots::kCentre) *
+                                       static_cast<std::uint32_t>(static_cast<std::int32_t>(x_sums[0])));
   return (FloatLanes)start;
 }
 
@@ -143,7 +145,7 @@ inline void start_channels(const MatmulArgs& a, std::int64_t first, std::int64_t
   for (int field = 0; field < Dots::kFields; ++field) {
     if constexpr (is_affine_qtype(Dots::kQType)) {
       start_packed_channels<Dots>(a, first, count, field, rows, scratch);
-    } else {
+    } else if constexpr (!kStartsWithZeros<Dots>) {
       for (std::int64_t stripe = 0; stripe < count; ++stripe) {
         for (std::int64_t m = 0; m < rows.rows; ++m) {
           scratch.totals_of(stripe, field)[m] = start_of_sums<Dots>(rows.group_sums(m));

@@ -362,12 +362,10 @@ struct PairLanes : LaneSets<PairLanes<Columns, kRowCounts...>, Columns, PairColu
   }
 
   /// Of 8-bit codes, how many rows Zen 4 leaves to few_rows: up to four, with which it waits for memory, 64 float8
-  /// codes that meet two rows of bfloat16 take 8 cycles there, and 12 here. Dot products of more rows gain by it too,
-  /// but for float8 codes and seven rows, which take as long there as eight.
+  /// codes that meet two rows of bfloat16 take 8 cycles there, and 12 here. Dot products of more rows gain by it too.
   static bool few_rows_are_better(const MatmulArgs& a) {
     constexpr bool kDotProducts = kVectors == 2;  // of pairs of words: floats are four vectors
-    if (bits_of(Columns::kQType) != 8 || a.cores != Cores::zen4) return false;
-    return a.M <= 4 || (kDotProducts && !(is_float8(Columns::kQType) && a.M == 7));
+    return bits_of(Columns::kQType) == 8 && a.cores == Cores::zen4 && (kDotProducts || a.M <= 4);
   }
 
   /// Groups have to end where chunks do. Where they end between two that could be multiplied at once, channel_lanes is
