@@ -10,6 +10,13 @@
 // Columns (bf16_columns-inl.h) says what a column decodes to and what it is multiplied with. Codes are multiplied as
 // they are, and what shifts contribute comes from the sums of the activations, as in few_rows-inl.h. The order of the
 // additions is the same for every row, whatever the others are: that of K, cut where groups end.
+//
+// Sums of a group are scaled and added to totals. Where registers have no room for totals beside the sums, that takes a
+// load and a store of each, and a store costs Zen 4 two dot products. There sums go on from group to group instead, in
+// units of the scale of the group that is added: where one ends, they are multiplied by its scale over the next one
+// (links of a chain), after the last one by its scale:
+//   ((d0 * s0 / s1 + d1) * s1 / s2 + d2) * s2  =  d0 * s0 + d1 * s1 + d2 * s2.
+// Scales that differ too much for that, or that are zero, are left to totals.
 #pragma once
 
 #include <cstddef>
@@ -53,8 +60,9 @@ struct QuarterColumns {
   }
 };
 
-template <class Columns>
-struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::kStripes> {
+/// `kOfChains`: sums go on from group to group, which makes a kernel of its own, since it rounds them elsewhere.
+template <class Columns, bool kOfChains = false>
+struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, QuarterColumns::kStripes> {
   using Sets = LaneSets<QuarterLanes, Columns, QuarterColumns::kStripes>;
   using Sets::kFields, Sets::kSetStripes, Sets::kSetsPerUnit, Sets::kVectors;
   using typename Sets::SetsScratch;
@@ -72,7 +80,20 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
   /// multiples of 4 KB apart, and more of them than share a place in the L1 cache push each other out, which takes a
   /// single row of int4 1.45 times as long.
   static constexpr int kFewSets = 2;
+  template <int kRows>
+  static constexpr int kUsualSets = Sets::template kSetsAtOnce<kRows>;
+  template <int kRows>
+  static constexpr int kSumsOfSet = Sets::template kFieldsAtOnce<kRows>* kRows;
+  template <int kRows>
+  static constexpr int kZen4Sets =
+      kUsualSets<kRows> > kFewSets&& kHoldsTotals<kFewSets, kFewSets * kSumsOfSet<kRows>> ? kFewSets
+                                                                                          : kUsualSets<kRows>;
+  /// Whether sums may go on from group to group there. Of fewer rows links cost more than totals: two of int2 take 1.02
+  /// of the time, while four take 0.97, four of int4 0.96, eight of either 0.93.
+  template <int kRows>
+  static constexpr bool kChains = kRows >= 4 && !kHoldsTotals<kZen4Sets<kRows>, kZen4Sets<kRows> * kSumsOfSet<kRows>>;
   static_assert(is_affine_qtype(Columns::kQType) && kMostRows <= kRowsAtOnce);
+  static_assert(Columns::field_factor(kFields - 1) == 1.0f);
 
   /// What prepare() leaves for run(): the activations of a chunk, row after row, in kVectors vectors each, of which
   /// lane i meets column i; the sums of their groups; whether every one is of a magnitude that this kernel serves.
@@ -135,16 +156,25 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
 
   /// A thread's memory.
   struct Scratch : SetsScratch {
-    float* scales;  ///< of (set, field, group), four channels each
+    FloatLanes* starts;  ///< what shifts contribute to the totals of a chain, which begins without
+    float* scales;       ///< of (set, field, group), four channels each, or the links of chains
+    bool* chained;       ///< whether they are those
     std::int64_t groups;
 
-    Scratch(const MatmulArgs& a, void* memory)
-        : SetsScratch(a, memory), scales(reinterpret_cast<float*>(this->end(a))), groups(round_up(a.groups, kLanes)) {}
-    std::size_t bytes(const MatmulArgs& a) const {
-      return SetsScratch::bytes(a) + static_cast<std::size_t>(kSetsPerUnit * kFields * groups * kSetStripes * 4);
+    Scratch(const MatmulArgs& a, void* memory) : SetsScratch(a, memory), groups(round_up(a.groups, kLanes)) {
+      starts = reinterpret_cast<FloatLanes*>(round_up(reinterpret_cast<std::intptr_t>(this->end(a)), kVectorBytes));
+      scales = reinterpret_cast<float*>(starts + kSetsPerUnit * kFields * a.M);
+      chained = reinterpret_cast<bool*>(scales + kSetsPerUnit * kFields * groups * kSetStripes);
+    }
+    std::size_t bytes(const MatmulArgs&) const {
+      return static_cast<std::size_t>(reinterpret_cast<std::uint8_t*>(chained + 1) -
+                                      reinterpret_cast<std::uint8_t*>(this->totals));
     }
     float* scales_of(std::int64_t set, std::int64_t field) const {
       return scales + (set * kFields + field) * groups * kSetStripes;
+    }
+    FloatLanes* starts_of(std::int64_t set, std::int64_t field) const {
+      return starts + (set * kFields + field) * this->rows;
     }
     /// Where those of a group lie among them: of sixteen groups as transposing leaves them.
     static std::int64_t place_of(std::int64_t group) {
@@ -200,58 +230,125 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
     }
   };
 
+  /// What a block starts with, and how it takes chunks. Its sums are variables of the caller: GCC would keep those of a
+  /// member in memory.
   template <int kSets, int kFirst, int kFieldsNow, int kRows>
-  static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
-    const typename Columns::X* x = Prepared(a).x(0, b.k / kChunk);
-    Sums<kSets, kFirst, kFieldsNow, kRows> sums;
-    typename Sets::template Block<kSets, kFirst, kFieldsNow, kRows == 1 ? 0 : 3> block(a, scratch, b);
-    const auto add_chunks = [&](std::int64_t count) __attribute__((always_inline)) {
+  struct ChunkLoop {
+    const MatmulArgs& a;
+    const Scratch& scratch;
+    const SetsBlock& b;
+    typename Sets::template Block<kSets, kFirst, kFieldsNow, kRows == 1 ? 0 : 3> block;
+    const typename Columns::X* x;
+    std::int64_t group_size, j, left;  ///< codes of group j that are still to come
+
+    QUANTO_INLINE ChunkLoop(const MatmulArgs& args, const Scratch& memory, const SetsBlock& codes)
+        : a(args),
+          scratch(memory),
+          b(codes),
+          block(args, memory, codes),
+          x(Prepared(args).x(0, codes.k / kChunk)),
+          group_size(Sets::group_size_of(args)),
+          j(codes.k / group_size),
+          left((j + 1) * group_size - codes.k) {}
+
+    template <class BlockSums>
+    QUANTO_INLINE void add_chunks(BlockSums& sums, std::int64_t count) {
       for (; count > 0; --count, block.codes += kChunk, x += kRows * kVectors) {
         if constexpr (kFirst == 0) {
           block.fetch.template next<kSets * kSetStripes / kFieldsInTurn<Columns>>();
         }
         sums.add_chunk(block.codes, b.apart, x, block.bit);
       }
-    };
+    }
+    QUANTO_INLINE __m128 scales_at(int s, int f, std::int64_t place) const {
+      return _mm_load_ps(scratch.scales_of(b.set + s, kFirst + f) + place);
+    }
+  };
+
+  /// Scales the sums of each group and adds them to totals.
+  template <int kSets, int kFirst, int kFieldsNow, int kRows>
+  static QUANTO_INLINE void add_groups(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
+    Sums<kSets, kFirst, kFieldsNow, kRows> sums;
+    ChunkLoop<kSets, kFirst, kFieldsNow, kRows> loop(a, scratch, b);
     constexpr bool kHolds = kHoldsTotals<kSets, kSets * kFieldsNow * kRows>;
     decltype(sums) held;  // totals that stay in registers
-    if constexpr (kHolds) held.for_each([&](int s, int f, int m, FloatLanes& total) { total = block.totals[s][f][m]; });
-    const std::int64_t group_size = Sets::group_size_of(a);
-    std::int64_t j = b.k / group_size, left = (j + 1) * group_size - b.k;
+    if constexpr (kHolds) {
+      held.for_each([&](int s, int f, int m, FloatLanes& total) { total = loop.block.totals[s][f][m]; });
+    }
     for (std::int64_t k = 0; k < b.depth;) {
       // In a chunk that straddles groups the next one has the upper half of each vector. After the last group it holds
       // zeros.
-      const bool straddles = left < kChunk;
-      const std::int64_t run = straddles ? kChunk : smaller(left / kChunk * kChunk, b.depth - k);
+      const bool straddles = loop.left < kChunk;
+      const std::int64_t run = straddles ? kChunk : smaller(loop.left / kChunk * kChunk, b.depth - k);
       sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
-      add_chunks(run / kChunk);
-      const std::int64_t place = Scratch::place_of(j), next = Scratch::place_of(j + 1 < a.groups ? j + 1 : j);
+      loop.add_chunks(sums, run / kChunk);
+      const std::int64_t place = Scratch::place_of(loop.j);
+      const std::int64_t next = Scratch::place_of(loop.j + 1 < a.groups ? loop.j + 1 : loop.j);
       const auto scale_of = [&](int s, int f) __attribute__((always_inline)) {
-        const float* scales = scratch.scales_of(b.set + s, kFirst + f);
-        const __m512 scale = _mm512_broadcast_f32x4(_mm_load_ps(scales + place));
+        const __m512 scale = _mm512_broadcast_f32x4(loop.scales_at(s, f, place));
         if (!straddles) return (FloatLanes)scale;
-        return (FloatLanes)_mm512_mask_broadcast_f32x4(scale, 0xff00, _mm_load_ps(scales + next));
+        return (FloatLanes)_mm512_mask_broadcast_f32x4(scale, 0xff00, loop.scales_at(s, f, next));
       };
       if constexpr (kHolds) {
         Sets::add_scaled(sums, held.of, scale_of);
       } else {
-        Sets::add_scaled(sums, block.totals, scale_of);
+        Sets::add_scaled(sums, loop.block.totals, scale_of);
       }
       k += run;
-      for (left -= run; left <= 0; left += group_size) ++j;  // twice where a chunk holds two groups
+      for (loop.left -= run; loop.left <= 0; loop.left += loop.group_size) ++loop.j;  // a chunk may hold two groups
     }
-    if constexpr (kHolds) held.for_each([&](int s, int f, int m, FloatLanes& total) { block.totals[s][f][m] = total; });
+    if constexpr (kHolds) {
+      held.for_each([&](int s, int f, int m, FloatLanes& total) { loop.block.totals[s][f][m] = total; });
+    }
+  }
+
+  /// Lets the sums go on from group to group. What a block leaves in the totals is what the next one starts with.
+  template <int kSets, int kFirst, int kFieldsNow, int kRows>
+  static __attribute__((noinline)) void add_chain(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
+    Sums<kSets, kFirst, kFieldsNow, kRows> sums;
+    ChunkLoop<kSets, kFirst, kFieldsNow, kRows> loop(a, scratch, b);
+    if (b.k == 0) {
+      sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
+    } else {
+      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { sum = loop.block.totals[s][f][m]; });
+    }
+    for (std::int64_t k = 0; k < b.depth;) {
+      const std::int64_t run = smaller(loop.left, b.depth - k);
+      loop.add_chunks(sums, run / kChunk);
+      k += run;
+      loop.left -= run;
+      if (loop.left > 0) break;
+      const std::int64_t place = Scratch::place_of(loop.j);
+      sums.for_each([&](int s, int f, int, FloatLanes& sum) __attribute__((always_inline)) {
+        sum *= (FloatLanes)_mm512_broadcast_f32x4(loop.scales_at(s, f, place));
+        QUANTO_IN_REGISTER(sum);
+      });
+      ++loop.j;
+      loop.left = loop.group_size;
+    }
+    if (b.k + b.depth >= a.K) {
+      sums.for_each([&](int s, int f, int m, FloatLanes& sum) { sum += scratch.starts_of(b.set + s, kFirst + f)[m]; });
+    }
+    sums.for_each([&](int s, int f, int m, FloatLanes& sum) { loop.block.totals[s][f][m] = sum; });
+  }
+
+  template <int kSets, int kFirst, int kFieldsNow, int kRows>
+  static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const SetsBlock& b) {
+    if constexpr (kOfChains) {
+      if (*scratch.chained) return add_chain<kSets, kFirst, kFieldsNow, kRows>(a, scratch, b);
+    }
+    add_groups<kSets, kFirst, kFieldsNow, kRows>(a, scratch, b);
   }
 
   template <int kRows = kMostRows>
   static void multiply_rows(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
-    if (a.M == kRows) {
-      constexpr int kUsualSets = Sets::template kSetsAtOnce<kRows>;
-      constexpr int kFewSums = kFewSets * Sets::template kFieldsAtOnce<kRows> * kRows;
-      if constexpr (kUsualSets > kFewSets && kHoldsTotals<kFewSets, kFewSums>) {
-        if (a.cores == Cores::zen4) return Sets::template multiply_unit<kRows, kFewSets>(a, u, scratch);
+    if constexpr (!kOfChains || kChains<kRows>) {
+      if (a.M == kRows) {
+        if constexpr (!kOfChains && kZen4Sets<kRows> != kUsualSets<kRows>) {
+          if (a.cores != Cores::zen4) return Sets::template multiply_unit<kRows>(a, u, scratch);
+        }
+        return Sets::template multiply_unit<kRows, kZen4Sets<kRows>>(a, u, scratch);
       }
-      return Sets::template multiply_unit<kRows>(a, u, scratch);
     }
     if constexpr (kRows > 1) multiply_rows<kRows - 1>(a, u, scratch);
   }
@@ -278,19 +375,57 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
     }
   }
 
+  /// Whether the magnitudes of the scales of a unit's channels are such that sums in units of one of them are as plain
+  /// as those in units of another.
+  static bool chains(const MatmulArgs& a, std::int64_t first, std::int64_t count) {
+    // Products of K activations below 2^100 and codes below 2^4 stay below 2^127 if scales differ by no more than this.
+    constexpr std::int64_t kMostTimes = std::int64_t{1} << 23;
+    constexpr std::uint32_t kSmallest = (127u - 100u) << 23, kLargest = (127u + 100u) << 23;
+    BitLanes least = BitLanes{} + kLargest, most = BitLanes{} + kSmallest;
+    for (int field = 0; field < kFields; ++field) {
+      const std::int64_t row = (field * stripe_count<Columns>(a) + first) * a.groups;
+      for_chunks(count * a.groups, [&](std::int64_t i, auto chunk) {
+        const auto bits = (__m512i)load_floats(a.scale, a.scale_dtype, row + i, chunk.count);
+        const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(kMagnitudeMask)));
+        const __mmask16 there = first_lanes(chunk.count);
+        least = (BitLanes)_mm512_mask_min_epu32((__m512i)least, there, (__m512i)least, magnitude);
+        most = (BitLanes)_mm512_mask_max_epu32((__m512i)most, there, (__m512i)most, magnitude);
+      });
+    }
+    const std::uint32_t smallest = _mm512_reduce_min_epu32((__m512i)least);
+    const std::uint32_t largest = _mm512_reduce_max_epu32((__m512i)most);
+    if (smallest < kSmallest || largest >= kLargest) return false;  // zero, infinity and NaN among others
+    return float_from_bits(largest) < float_from_bits(smallest) * static_cast<float>(kMostTimes / a.K);
+  }
+
+  /// The scales at `row` and after it over those of the next groups; of `last` ones, which end a chain, as they are.
+  static QUANTO_INLINE FloatLanes links(const MatmulArgs& a, FloatLanes scale, std::int64_t row, int count,
+                                        __mmask16 last) {
+    const auto following = (__m512)load_floats(a.scale, a.scale_dtype, row + 1, count);
+    const auto next = (FloatLanes)_mm512_mask_blend_ps(last, following, _mm512_set1_ps(1.0f));
+    const auto near = (FloatLanes)_mm512_rcp14_ps((__m512)next);
+    const FloatLanes error = multiply_add(-next, near, broadcast(1.0f));
+    return scale * multiply_add(near, error, near);
+  }
+
   /// Reads the scales of kSetStripes channels, from n on, or of as many as there are, and starts their sums with what
   /// their shifts contribute.
   template <bool kWhole>
-  static void start_set(const MatmulArgs& a, std::int64_t n, std::int64_t count, float factor, float* out,
+  static void start_set(const MatmulArgs& a, std::int64_t n, std::int64_t count, bool chained, float* out,
                         FloatLanes* totals) {
     const Prepared p(a);
     for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
       __m512i scale[kSetStripes] = {}, minus_offset[kSetStripes] = {};
       QUANTO_UNROLL for (int i = 0; i < kSetStripes; ++i) {
         if (!kWhole && i >= count) break;
-        const ScaleOffsets so = scale_offsets(a, (n + i) * a.groups + j, chunk.count);
-        scale[i] = (__m512i)(so.scale * factor);
+        const std::int64_t row = (n + i) * a.groups + j;
+        const ScaleOffsets so = scale_offsets(a, row, chunk.count);
+        scale[i] = (__m512i)so.scale;
         minus_offset[i] = (__m512i)-so.offset;
+        if (chained) {
+          const int left = static_cast<int>(smaller(kLanes, a.groups - 1 - j));
+          scale[i] = (__m512i)links(a, so.scale, row, left, static_cast<__mmask16>(~first_lanes(left)));
+        }
       }
       BitLanes columns[4];
       transpose_set(scale, columns);
@@ -308,6 +443,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
     std::int64_t groups;
     __m512i places;       ///< of column 0; those of the next one follow each
     __mmask16 filled[4];  ///< lanes of each column that have a group
+    __mmask16 last[2];    ///< lanes of each vector that have the last one
 
     explicit FewGroups(const MatmulArgs& a) : groups(a.groups) {
       const __m512i lane = (__m512i)lane_numbers(), channel = _mm512_and_epi32(lane, _mm512_set1_epi32(3));
@@ -316,19 +452,27 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
       for (int i = 0; i < 4; ++i) {
         filled[i] = _mm512_cmplt_epi32_mask(group, _mm512_set1_epi32(static_cast<int>(groups) - i));
       }
+      last[0] = last[1] = 0;
+      for (int i = 0; i < kSetStripes && groups <= kMost; ++i) {
+        const int place = static_cast<int>((i + 1) * groups) - 1;
+        last[place / kLanes] = static_cast<__mmask16>(last[place / kLanes] | 1u << place % kLanes);
+      }
     }
     template <int kColumn>
     QUANTO_INLINE FloatLanes column(FloatLanes low, FloatLanes high) const {
       const __m512i at = _mm512_add_epi32(places, _mm512_set1_epi32(kColumn));
       return (FloatLanes)_mm512_maskz_permutex2var_ps(filled[kColumn], (__m512)low, at, (__m512)high);
     }
-    QUANTO_INLINE void start_set(const MatmulArgs& a, std::int64_t n, float factor, float* out,
+    QUANTO_INLINE void start_set(const MatmulArgs& a, std::int64_t n, bool chained, float* out,
                                  FloatLanes* totals) const {
       const std::int64_t row = n * groups, values = kSetStripes * groups;
       ScaleOffsets low = scale_offsets(a, row, static_cast<int>(smaller(values, kLanes))), high = {};
       if (values > kLanes) high = scale_offsets(a, row + kLanes, static_cast<int>(values - kLanes));
-      low.scale *= factor;
-      high.scale *= factor;
+      if (chained) {
+        const auto following = static_cast<int>(values - 1);
+        low.scale = links(a, low.scale, row, following < kLanes ? following : kLanes, last[0]);
+        if (following > kLanes) high.scale = links(a, high.scale, row + kLanes, following - kLanes, last[1]);
+      }
       store(out, column<0>(low.scale, high.scale), kLanes);
       store(out + kLanes, column<1>(low.scale, high.scale), kLanes);
       store(out + 2 * kLanes, column<2>(low.scale, high.scale), kLanes);
@@ -344,18 +488,20 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
 
   static void start_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
     const FewGroups few(a);
+    const bool chained = kOfChains && chains(a, first, count);
+    *scratch.chained = chained;
     for (int field = 0; field < kFields; ++field) {
       for (std::int64_t set = 0; set < kSetsPerUnit; ++set) {
         const std::int64_t n = field * stripe_count<Columns>(a) + first + set * kSetStripes;
         const std::int64_t channels = count - set * kSetStripes;
         float* scales = scratch.scales_of(set, field);
-        FloatLanes* totals = scratch.totals_of(set, field);
+        FloatLanes* starts = chained ? scratch.starts_of(set, field) : scratch.totals_of(set, field);
         if (channels >= kSetStripes && few.groups <= FewGroups::kMost) {
-          few.start_set(a, n, Columns::field_factor(field), scales, totals);
+          few.start_set(a, n, chained, scales, starts);
         } else if (channels >= kSetStripes) {
-          start_set<true>(a, n, kSetStripes, Columns::field_factor(field), scales, totals);
+          start_set<true>(a, n, kSetStripes, chained, scales, starts);
         } else {
-          start_set<false>(a, n, channels, Columns::field_factor(field), scales, totals);
+          start_set<false>(a, n, channels, chained, scales, starts);
         }
       }
     }
@@ -375,21 +521,24 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns>, Columns, QuarterColumns::k
     });
   }
 
-  /// Groups have to end where chunks or their halves do.
+  /// Groups have to end where chunks or their halves do, those of chains where chunks do.
   static bool supports(const MatmulArgs& a) {
+    if constexpr (kOfChains) {
+      constexpr bool kMayChain[kMostRows] = {kChains<1>, kChains<2>, kChains<3>, kChains<4>,
+                                             kChains<5>, kChains<6>, kChains<7>, kChains<8>};
+      if (a.cores != Cores::zen4 || a.M > kMostRows || !kMayChain[a.M - 1]) return false;
+    }
     if (a.M == 1 && (kIsOneField<Columns> || (a.cores != Cores::zen4 && a.K > kLongestSingleStripe))) return false;
     return a.M <= kMostRows && a.N % kFields == 0 && (Columns::kTakesAllValues || !a.special_values) &&
-           (a.groups == 1 || a.group_size % (kChunk / 2) == 0);
+           (a.groups == 1 || a.group_size % (kOfChains ? kChunk : kChunk / 2) == 0);
   }
 
-  static constexpr MatmulKernel kKernel = {kIsOneField<Columns> ? "quarter_lanes_by_field" : "quarter_lanes",
-                                           supports,
-                                           Sets::workspace_bytes,
-                                           prepare,
-                                           Sets::serves_values,
-                                           Sets::scratch_bytes,
-                                           Sets::unit_count,
-                                           Sets::run};
+  static constexpr const char* kName = kOfChains ? kIsOneField<Columns> ? "quarter_chains_by_field" : "quarter_chains"
+                                       : kIsOneField<Columns> ? "quarter_lanes_by_field"
+                                                              : "quarter_lanes";
+  static constexpr MatmulKernel kKernel = {
+      kName,    supports, Sets::workspace_bytes, prepare, Sets::serves_values, Sets::scratch_bytes, Sets::unit_count,
+      Sets::run};
 };
 
 }  // namespace
