@@ -266,7 +266,9 @@ std::pair<Arithmetic, double> fastest_of(const std::map<Arithmetic, std::vector<
 }
 
 Measured measure(const Cell& c) {
-  constexpr double kRoundSeconds = 1e-3;
+  // Matmuls follow each other, as in a model. After memory has been read at full speed a single one takes up to a tenth
+  // longer: on a virtual machine the host's page tables for the codes have left the caches by then.
+  constexpr double kRoundSeconds = 5e-3;
   constexpr std::size_t kFewestRounds = 3, kMostRounds = 200;
   Weights& weights = weights_of(c);
   const Input x(c);
