@@ -250,7 +250,8 @@ TEST_P(Matmul, GivesARowTheSameBytesInEveryBatchOfItsKernel) {
 /// Where K is deeper than what is multiplied at once, which depends on the number of rows.
 TEST_P(Matmul, GivesARowTheSameBytesHoweverDeepItsBlocksAre) {
   for_each_choice([&] {
-    for (const auto& [M, some] : {std::pair{2, 1}, std::pair{8, 1}, std::pair{10, 3}, std::pair{12, 5}}) {
+    for (const auto& [M, some] : {std::pair{2, 1}, std::pair{8, 1}, std::pair{8, 4}, std::pair{8, 5}, std::pair{8, 7},
+                                  std::pair{10, 3}, std::pair{12, 5}}) {
       for (const std::int64_t group_size : {0, 96, 128, 160}) {
         if (group_size != 0 && !is_affine(qtype())) continue;
         for (const std::int64_t N : {20, 21}) {

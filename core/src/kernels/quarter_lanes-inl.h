@@ -88,8 +88,8 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
   static constexpr int kZen4Sets =
       kUsualSets<kRows> > kFewSets&& kHoldsTotals<kFewSets, kFewSets * kSumsOfSet<kRows>> ? kFewSets
                                                                                           : kUsualSets<kRows>;
-  /// Whether sums may go on from group to group there. Of fewer rows links cost more than totals: two of int2 take 1.02
-  /// of the time, while four take 0.97, four of int4 0.96, eight of either 0.93.
+  /// Whether sums may go on from group to group on Zen 4. Of fewer rows links cost more than totals: two of int2 take
+  /// 1.02 of the time, while four take 0.97 and eight 0.94, of int4 0.96 and 0.92.
   template <int kRows>
   static constexpr bool kChains = kRows >= 4 && !kHoldsTotals<kZen4Sets<kRows>, kZen4Sets<kRows> * kSumsOfSet<kRows>>;
   static_assert(is_affine_qtype(Columns::kQType) && kMostRows <= kRowsAtOnce);
@@ -162,8 +162,8 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
     std::int64_t groups;
 
     Scratch(const MatmulArgs& a, void* memory) : SetsScratch(a, memory), groups(round_up(a.groups, kLanes)) {
-      starts = reinterpret_cast<FloatLanes*>(round_up(reinterpret_cast<std::intptr_t>(this->end(a)), kVectorBytes));
-      scales = reinterpret_cast<float*>(starts + kSetsPerUnit * kFields * a.M);
+      starts = reinterpret_cast<FloatLanes*>(this->end(a));  // whole chunks of codes from where vectors begin
+      scales = reinterpret_cast<float*>(starts + (kOfChains ? kSetsPerUnit * kFields * a.M : 0));
       chained = reinterpret_cast<bool*>(scales + kSetsPerUnit * kFields * groups * kSetStripes);
     }
     std::size_t bytes(const MatmulArgs&) const {
@@ -375,10 +375,10 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
     }
   }
 
-  /// Whether the magnitudes of the scales of a unit's channels are such that sums in units of one of them are as plain
-  /// as those in units of another.
+  /// Whether sums stay finite, and products normal, in units of any scale of a unit's channels.
   static bool chains(const MatmulArgs& a, std::int64_t first, std::int64_t count) {
-    // Products of K activations below 2^100 and codes below 2^4 stay below 2^127 if scales differ by no more than this.
+    // Sums of K activations below 2^100 times codes below 2^4 stay below 2^127 if no scale is more than kMostTimes / K
+    // times another.
     constexpr std::int64_t kMostTimes = std::int64_t{1} << 23;
     constexpr std::uint32_t kSmallest = (127u - 100u) << 23, kLargest = (127u + 100u) << 23;
     BitLanes least = BitLanes{} + kLargest, most = BitLanes{} + kSmallest;
@@ -403,9 +403,11 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
                                         __mmask16 last) {
     const auto following = (__m512)load_floats(a.scale, a.scale_dtype, row + 1, count);
     const auto next = (FloatLanes)_mm512_mask_blend_ps(last, following, _mm512_set1_ps(1.0f));
+    // Near 1 / next, then the quotient, whose error is taken out: 0.53 units in the last place are left, and s / s
+    // is 1.
     const auto near = (FloatLanes)_mm512_rcp14_ps((__m512)next);
-    const FloatLanes error = multiply_add(-next, near, broadcast(1.0f));
-    return scale * multiply_add(near, error, near);
+    const FloatLanes quotient = scale * near;
+    return multiply_add(multiply_add(-next, quotient, scale), near, quotient);
   }
 
   /// Reads the scales of kSetStripes channels, from n on, or of as many as there are, and starts their sums with what
@@ -443,7 +445,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
     std::int64_t groups;
     __m512i places;       ///< of column 0; those of the next one follow each
     __mmask16 filled[4];  ///< lanes of each column that have a group
-    __mmask16 last[2];    ///< lanes of each vector that have the last one
+    std::uint32_t last;   ///< lanes of both vectors that have the last one, or none
 
     explicit FewGroups(const MatmulArgs& a) : groups(a.groups) {
       const __m512i lane = (__m512i)lane_numbers(), channel = _mm512_and_epi32(lane, _mm512_set1_epi32(3));
@@ -452,10 +454,9 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
       for (int i = 0; i < 4; ++i) {
         filled[i] = _mm512_cmplt_epi32_mask(group, _mm512_set1_epi32(static_cast<int>(groups) - i));
       }
-      last[0] = last[1] = 0;
-      for (int i = 0; i < kSetStripes && groups <= kMost; ++i) {
-        const int place = static_cast<int>((i + 1) * groups) - 1;
-        last[place / kLanes] = static_cast<__mmask16>(last[place / kLanes] | 1u << place % kLanes);
+      last = ~std::uint32_t{0};
+      for (std::int64_t i = 0; i < kSetStripes && groups <= kMost; ++i) {
+        last &= ~(((std::uint32_t{1} << (groups - 1)) - 1) << (i * groups));
       }
     }
     template <int kColumn>
@@ -470,8 +471,9 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
       if (values > kLanes) high = scale_offsets(a, row + kLanes, static_cast<int>(values - kLanes));
       if (chained) {
         const auto following = static_cast<int>(values - 1);
-        low.scale = links(a, low.scale, row, following < kLanes ? following : kLanes, last[0]);
-        if (following > kLanes) high.scale = links(a, high.scale, row + kLanes, following - kLanes, last[1]);
+        low.scale = links(a, low.scale, row, following < kLanes ? following : kLanes, static_cast<__mmask16>(last));
+        if (following > kLanes)
+          high.scale = links(a, high.scale, row + kLanes, following - kLanes, static_cast<__mmask16>(last >> kLanes));
       }
       store(out, column<0>(low.scale, high.scale), kLanes);
       store(out + kLanes, column<1>(low.scale, high.scale), kLanes);
@@ -495,7 +497,8 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
         const std::int64_t n = field * stripe_count<Columns>(a) + first + set * kSetStripes;
         const std::int64_t channels = count - set * kSetStripes;
         float* scales = scratch.scales_of(set, field);
-        FloatLanes* starts = chained ? scratch.starts_of(set, field) : scratch.totals_of(set, field);
+        // Sets that a unit lacks start with zeros, which nothing is added to.
+        FloatLanes* starts = chained && channels > 0 ? scratch.starts_of(set, field) : scratch.totals_of(set, field);
         if (channels >= kSetStripes && few.groups <= FewGroups::kMost) {
           few.start_set(a, n, chained, scales, starts);
         } else if (channels >= kSetStripes) {
