@@ -266,8 +266,9 @@ std::pair<Arithmetic, double> fastest_of(const std::map<Arithmetic, std::vector<
 }
 
 Measured measure(const Cell& c) {
-  // Matmuls follow each other, as in a model. After memory has been read at full speed a single one takes up to a tenth
-  // longer: on a virtual machine the host's page tables for the codes have left the caches by then.
+  // Matmuls that are shorter follow each other, as in a model. After memory has been read at full speed a single one
+  // takes up to a tenth longer on a virtual machine, probably since the host's page tables have left the caches by
+  // then.
   constexpr double kRoundSeconds = 5e-3;
   constexpr std::size_t kFewestRounds = 3, kMostRounds = 200;
   Weights& weights = weights_of(c);

@@ -40,8 +40,8 @@ __attribute__((noinline)) void multiply_blocks(const MatmulArgs& a, FewRowsBlock
   const std::uint8_t* after = block.next;
   for (; count > 0; --count, block.skip<Dots>(kStripes)) {
     block.next = count > 1 ? block.codes + kStripes * block.apart : after;
-    // Constants that are kept from one block to the next save 40 cycles each time where a register holds two stripes
-    // of wide vectors; of four stripes they push sums out.
+    // Constants that are kept from one block to the next save 40 cycles of a block of two stripes, where vectors have
+    // 64 bytes; in blocks of four stripes they push sums out of the registers.
     if constexpr (is_affine_qtype(Dots::kQType) || kRows <= (Dots::kQType == QType::qint8 ? 3 : 2) ||
                   (kVectorBytes == 64 && kStripes <= 2)) {
       multiply_block<Dots, kStripes, kFirst, kFields, kRows>(a, block, fetch, x, scratch);

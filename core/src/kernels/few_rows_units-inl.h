@@ -22,8 +22,9 @@ constexpr std::int64_t kStripesPerUnit = kVectorBytes == 64 || is_affine_qtype(D
 /// Of packed codes: of a single row with short stripes, where what each unit costs by itself counts more than that no
 /// codes are fetched in the meantime: 0.86 to 0.96 of the time for packed codes of 576 columns, but up to 1.08 of it
 /// for 1536 columns. Of 8-bit codes on Zen 4, which fetches those of the next unit, where there are units enough for
-/// the threads: of short stripes, with 576 columns 0.75 to 0.8 of the time, and of more rows than four. A unit reads
-/// each segment of their activations from the L2 cache, whose bandwidth codes on their way there have to share: 0.88.
+/// the threads: of stripes that are short for the number of rows, each of which costs a unit as much again, with 576
+/// columns 0.75 to 0.8 of the time; and of more rows than four, segments of whose activations each unit reads from the
+/// L2 cache, whose bandwidth codes on their way there have to share: 0.88 of the time.
 template <class Dots>
 constexpr std::int64_t kMostStripesPerUnit = kVectorBytes < 64               ? kStripesPerUnit<Dots>
                                              : is_affine_qtype(Dots::kQType) ? 16

@@ -53,8 +53,9 @@ struct SetsFetch {
 ///   Prepared, what prepare() leaves for run(): its bytes(), and in `plain` of each row whether it is served,
 ///   Scratch, a thread's memory, with its scales behind SetsScratch: its bytes(),
 ///   kChunk, codes of a stripe that are multiplied at once, segment_of(), those before the next stripes are,
-///   multiply<sets, first field, fields, rows>(), which adds a block's products to the totals in Scratch,
-///   start_unit(), which starts those, multiply_rows(), which calls multiply_unit() for the rows, and store_sums().
+///   multiply<sets, first field, fields, rows>(), which adds a block's products to the totals in Scratch, or starts
+///   them where k is 0, start_unit(), which starts them before that, multiply_rows(), which calls multiply_unit() for
+///   the rows, and store_sums().
 template <class Kernel, class ColumnsOf, int kStripesOfSet>
 struct LaneSets {
   using Columns = ColumnsOf;
