@@ -41,10 +41,10 @@ struct Cell {
 template <QType kQType>
 struct Cell<kQType, true> {
   static constexpr MatmulKernel kKernels[] = {
-      QuarterLanes<Bf16Columns<kQType>, true>::kKernel,
-      QuarterLanes<Bf16Columns<kQType>>::kKernel,
-      QuarterLanes<OneField<Bf16Columns<kQType>>, true>::kKernel,
-      QuarterLanes<OneField<Bf16Columns<kQType>>>::kKernel,
+      QuarterLanes<Bf16Columns<kQType>, true>::template kKernel<>,
+      QuarterLanes<Bf16Columns<kQType>>::template kKernel<>,
+      QuarterLanes<OneField<Bf16Columns<kQType>>, true>::template kKernel<>,
+      QuarterLanes<OneField<Bf16Columns<kQType>>>::template kKernel<>,
       kBf16Lanes<Bf16Columns<kQType>>,
       kBf16Lanes<OneField<Bf16Columns<kQType>>>,
       kBf16Panel<kQType>,

@@ -38,6 +38,12 @@ inline BitLanes not_plain(FloatLanes x) {
 }
 inline bool all_plain(FloatLanes x) { return !any((IntLanes)not_plain(x)); }
 
+/// Element i of two vectors after one another becomes lane i / 2 of vector i % 2.
+inline void deal(FloatLanes (&x)[2]) {
+  const Parted parted = part(x[0], x[1]);
+  x[0] = parted.even;
+  x[1] = parted.odd;
+}
 /// Element i of four vectors after one another becomes lane i / 4 of vector i % 4.
 inline void deal(FloatLanes (&x)[4]) {
   const Parted low = part(x[0], x[1]), high = part(x[2], x[3]);

@@ -1,5 +1,5 @@
-// How columns of codes meet float32 activations, for channel_lanes-inl.h: a lane's four codes one after the other. For
-// units with AVX-512. Internal linkage, no std.
+// How columns of codes meet float32 activations, for channel_lanes-inl.h, pair_lanes-inl.h and quarter_lanes-inl.h: a
+// lane's four codes one after the other. For units with AVX-512. Internal linkage, no std.
 #pragma once
 
 #include <cstdint>

@@ -20,6 +20,7 @@
 #include "kernels/channel_lanes-inl.h"
 #include "kernels/float_columns-inl.h"
 #include "kernels/pair_lanes-inl.h"
+#include "kernels/quarter_lanes-inl.h"
 #include "kernels/table_columns-inl.h"
 #endif
 
@@ -64,6 +65,12 @@ constexpr MatmulKernel kPairsKernel =
 template <QType kQType, DType kDType>
 constexpr MatmulKernel kOneFieldPairsKernel =
     PairsOf<OneField<FloatColumns<kQType, DType::float32>>, kQType>::template kKernel<FloatColumns<kQType, kDType>>;
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kQuartersKernel =
+    QuarterLanes<FloatColumns<kQType, DType::float32>>::template kKernel<FloatColumns<kQType, kDType>>;
+template <QType kQType, DType kDType>
+constexpr MatmulKernel kOneFieldQuartersKernel =
+    QuarterLanes<OneField<FloatColumns<kQType, DType::float32>>>::template kKernel<FloatColumns<kQType, kDType>>;
 
 template <DType kDType>
 struct Cell<QType::qint8, kDType, false> {
@@ -92,6 +99,8 @@ struct Cell<QType::qint2, kDType, true> {
 template <QType kQType, DType kDType>
 struct Cell<kQType, kDType, true> {
   static constexpr MatmulKernel kKernels[] = {
+      kQuartersKernel<kQType, kDType>,
+      kOneFieldQuartersKernel<kQType, kDType>,
       kPairsKernel<kQType, kDType>,
       kOneFieldPairsKernel<kQType, kDType>,
       kLanesKernel<kQType, kDType>,

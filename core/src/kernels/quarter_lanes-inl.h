@@ -7,9 +7,9 @@
 // across quarters, a store and a phase of their own, is better only where rows make up for that. And few_rows-inl.h,
 // whose vectors are of one channel each, scales four times as many sums for each group.
 //
-// Columns (bf16_columns-inl.h) says what a column decodes to and what it is multiplied with. Codes are multiplied as
-// they are, and what shifts contribute comes from the sums of the activations, as in few_rows-inl.h. The order of the
-// additions is the same for every row, whatever the others are: that of K, cut where groups end.
+// Columns (bf16_columns-inl.h, float_columns-inl.h) says what a column decodes to and what it is multiplied with. Codes
+// are multiplied as they are, and what shifts contribute comes from the sums of the activations, as in few_rows-inl.h.
+// The order of the additions is the same for every row, whatever the others are: that of K, cut where groups end.
 //
 // Sums of a group are scaled and added to totals. Where registers have no room for totals beside the sums, that takes a
 // load and a store of each, and a store costs Zen 4 two dot products. There sums go on from group to group instead, in
@@ -93,7 +93,23 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
   template <int kRows>
   static constexpr bool kChains = kRows >= 4 && !kHoldsTotals<kZen4Sets<kRows>, kZen4Sets<kRows> * kSumsOfSet<kRows>>;
   static_assert(is_affine_qtype(Columns::kQType) && kMostRows <= kRowsAtOnce);
-  static_assert(Columns::field_factor(kFields - 1) == 1.0f);
+
+  /// Codes that are decoded to float32, each times a power of two, in four vectors to a column: there it has to be Zen
+  /// 4 and three to six rows. Three take 0.96 of the time of pair_lanes-inl.h, four 0.94, six 0.97; two take 1.07 times
+  /// as long as few_rows-inl.h, seven and eight 1.03 as long as pairs.
+  static constexpr bool kDecodesToFloats = kVectors == 4;
+  static_assert(!(kDecodesToFloats && kOfChains));
+  static constexpr bool serves_rows(std::int64_t rows) {
+    return kDecodesToFloats ? rows >= 3 && rows <= 6 : rows <= kMostRows;
+  }
+  /// Where groups end within chunks, so that each chunk is scaled, four rows take 1.05 times as long as in
+  /// channel_lanes-inl.h, and three as in pairs, but 0.6 to 0.8 of that with groups of half a chunk. Fields that have to
+  /// take turns have no better kernel.
+  static bool serves_groups(const MatmulArgs& a) {
+    const bool in_turn = kIsOneField<Columns> && a.N % kFieldsInTurn<Columns> != 0;
+    if (!kDecodesToFloats || in_turn || a.groups == 1 || a.group_size % kChunk == 0) return true;
+    return a.M > 4 || (a.M == 3 && a.group_size < kChunk);
+  }
 
   /// What prepare() leaves for run(): the activations of a chunk, row after row, in kVectors vectors each, of which
   /// lane i meets column i; the sums of their groups; whether every one is of a magnitude that this kernel serves.
@@ -121,24 +137,23 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
     float* sums_of(std::int64_t m) const { return sums + m * sums_each; }
   };
 
+  template <class Loaded>
   static void prepare(const MatmulArgs& a, std::int64_t begin, std::int64_t end) {
     const Prepared p(a);
     for (std::int64_t m = begin; m < end; ++m) {
       bool plain = true;
       for (std::int64_t c = 0; c < p.chunks; ++c) {
-        FloatLanes words[kVectors];  // those of a column beside each other
+        FloatLanes words[kVectors];  // those of a column after one another
         for (int v = 0; v < kVectors; ++v) {
           const std::int64_t k = c * kChunk + v * (kChunk / kVectors);
-          words[v] = (FloatLanes)Columns::load_words(a.x, m * a.x_stride + k, a.K - k, plain);
+          words[v] = (FloatLanes)Loaded::load_words(a.x, m * a.x_stride + k, a.K - k, plain);
         }
-        static_assert(kVectors == 2);
-        const Parted parted = part(words[0], words[1]);
-        p.x(m, c)[0] = (typename Columns::X)parted.even;
-        p.x(m, c)[1] = (typename Columns::X)parted.odd;
+        deal(words);
+        for (int v = 0; v < kVectors; ++v) p.x(m, c)[v] = (typename Columns::X)words[v];
       }
       p.plain[m] = plain;
       for (std::int64_t j = 0; j < p.sums_each; ++j) {
-        p.sums_of(m)[j] = j < a.groups ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
+        p.sums_of(m)[j] = j < a.groups ? Loaded::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
       }
     }
   }
@@ -342,9 +357,9 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
 
   template <int kRows = kMostRows>
   static void multiply_rows(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
-    if constexpr (!kOfChains || kChains<kRows>) {
+    if constexpr (serves_rows(kRows) && (!kOfChains || kChains<kRows>)) {
       if (a.M == kRows) {
-        if constexpr (!kOfChains && kZen4Sets<kRows> != kUsualSets<kRows>) {
+        if constexpr (!kOfChains && !kDecodesToFloats && kZen4Sets<kRows> != kUsualSets<kRows>) {
           if (a.cores != Cores::zen4) return Sets::template multiply_unit<kRows>(a, u, scratch);
         }
         return Sets::template multiply_unit<kRows, kZen4Sets<kRows>>(a, u, scratch);
@@ -410,10 +425,10 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
     return multiply_add(multiply_add(-next, quotient, scale), near, quotient);
   }
 
-  /// Reads the scales of kSetStripes channels, from n on, or of as many as there are, and starts their sums with what
-  /// their shifts contribute.
+  /// Reads the scales of kSetStripes channels in a field, from n on, or of as many as there are, and starts their sums
+  /// with what their shifts contribute.
   template <bool kWhole>
-  static void start_set(const MatmulArgs& a, std::int64_t n, std::int64_t count, bool chained, float* out,
+  static void start_set(const MatmulArgs& a, std::int64_t n, std::int64_t count, int field, bool chained, float* out,
                         FloatLanes* totals) {
     const Prepared p(a);
     for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
@@ -422,7 +437,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
         if (!kWhole && i >= count) break;
         const std::int64_t row = (n + i) * a.groups + j;
         const ScaleOffsets so = scale_offsets(a, row, chunk.count);
-        scale[i] = (__m512i)so.scale;
+        scale[i] = (__m512i)(so.scale * Columns::field_factor(field));
         minus_offset[i] = (__m512i)-so.offset;
         if (chained) {
           const int left = static_cast<int>(smaller(kLanes, a.groups - 1 - j));
@@ -464,7 +479,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
       const __m512i at = _mm512_add_epi32(places, _mm512_set1_epi32(kColumn));
       return (FloatLanes)_mm512_maskz_permutex2var_ps(filled[kColumn], (__m512)low, at, (__m512)high);
     }
-    QUANTO_INLINE void start_set(const MatmulArgs& a, std::int64_t n, bool chained, float* out,
+    QUANTO_INLINE void start_set(const MatmulArgs& a, std::int64_t n, int field, bool chained, float* out,
                                  FloatLanes* totals) const {
       const std::int64_t row = n * groups, values = kSetStripes * groups;
       ScaleOffsets low = scale_offsets(a, row, static_cast<int>(smaller(values, kLanes))), high = {};
@@ -475,6 +490,8 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
         if (following > kLanes)
           high.scale = links(a, high.scale, row + kLanes, following - kLanes, static_cast<__mmask16>(last >> kLanes));
       }
+      low.scale *= Columns::field_factor(field);
+      high.scale *= Columns::field_factor(field);
       store(out, column<0>(low.scale, high.scale), kLanes);
       store(out + kLanes, column<1>(low.scale, high.scale), kLanes);
       store(out + 2 * kLanes, column<2>(low.scale, high.scale), kLanes);
@@ -500,11 +517,11 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
         // Sets that a unit lacks start with zeros, which nothing is added to.
         FloatLanes* starts = chained && channels > 0 ? scratch.starts_of(set, field) : scratch.totals_of(set, field);
         if (channels >= kSetStripes && few.groups <= FewGroups::kMost) {
-          few.start_set(a, n, chained, scales, starts);
+          few.start_set(a, n, field, chained, scales, starts);
         } else if (channels >= kSetStripes) {
-          start_set<true>(a, n, kSetStripes, chained, scales, starts);
+          start_set<true>(a, n, kSetStripes, field, chained, scales, starts);
         } else {
-          start_set<false>(a, n, channels, chained, scales, starts);
+          start_set<false>(a, n, channels, field, chained, scales, starts);
         }
       }
     }
@@ -531,17 +548,25 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
                                              kChains<5>, kChains<6>, kChains<7>, kChains<8>};
       if (a.cores != Cores::zen4 || a.M > kMostRows || !kMayChain[a.M - 1]) return false;
     }
+    if (!serves_rows(a.M) || !serves_groups(a) || (kDecodesToFloats && a.cores != Cores::zen4)) return false;
     if (a.M == 1 && (kIsOneField<Columns> || (a.cores != Cores::zen4 && a.K > kLongestSingleStripe))) return false;
-    return a.M <= kMostRows && a.N % kFields == 0 && (Columns::kTakesAllValues || !a.special_values) &&
+    return a.N % kFields == 0 && (Columns::kTakesAllValues || !a.special_values) &&
            (a.groups == 1 || a.group_size % (kOfChains ? kChunk : kChunk / 2) == 0);
   }
 
   static constexpr const char* kName = kOfChains ? kIsOneField<Columns> ? "quarter_chains_by_field" : "quarter_chains"
                                        : kIsOneField<Columns> ? "quarter_lanes_by_field"
                                                               : "quarter_lanes";
-  static constexpr MatmulKernel kKernel = {
-      kName,    supports, Sets::workspace_bytes, prepare, Sets::serves_values, Sets::scratch_bytes, Sets::unit_count,
-      Sets::run};
+  /// `Loaded`: columns of the activations' dtype.
+  template <class Loaded = Columns>
+  static constexpr MatmulKernel kKernel = {kName,
+                                           supports,
+                                           Sets::workspace_bytes,
+                                           prepare<Loaded>,
+                                           Sets::serves_values,
+                                           Sets::scratch_bytes,
+                                           Sets::unit_count,
+                                           Sets::run};
 };
 
 }  // namespace
