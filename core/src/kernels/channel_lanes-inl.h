@@ -25,6 +25,7 @@
 #include "kernels/dots-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lane_channels-inl.h"
+#include "kernels/lane_sums-inl.h"
 #include "kernels/lanes-inl.h"
 #include "kernels/product_sums-inl.h"
 #include "kernels/stripes-inl.h"
@@ -85,12 +86,14 @@ struct ChannelLanes {
           columns(round_up(a.K, kVectorBytes) / kColumnBytes),
           groups(kGrouped ? a.groups : 0) {
       sums = reinterpret_cast<float*>(words + blocks * columns * kVectors * each * kWords);
-      plain = reinterpret_cast<bool*>(sums + blocks * groups * each);
+      plain = reinterpret_cast<bool*>(sums + blocks * sums_each() * each);
     }
     std::size_t bytes() const {
       return static_cast<std::size_t>(blocks * each) *
-             (static_cast<std::size_t>(columns * kVectors * kWords + groups) * sizeof(float) + sizeof(bool));
+             (static_cast<std::size_t>(columns * kVectors * kWords + sums_each()) * sizeof(float) + sizeof(bool));
     }
+    /// With tables the sums of a row are neighbours, filled up with zeros to whole vectors.
+    std::int64_t sums_each() const { return kTables ? round_up(groups, kLanes) : groups; }
     std::uint32_t* words_at(std::int64_t block, std::int64_t column) const {
       return words + (block * columns + column) * kVectors * each * kWords;
     }
@@ -129,6 +132,13 @@ struct ChannelLanes {
   }
   static void prepare_sums(const MatmulArgs& a, const Prepared& p, std::int64_t block, std::int64_t i) {
     const std::int64_t m = block * p.each + i;
+    if constexpr (kTables) {
+      for (std::int64_t j = 0; j < p.sums_each(); ++j) {
+        p.sums[m * p.sums_each() + j] =
+            j < p.groups ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
+      }
+      return;
+    }
     for (std::int64_t j = 0; j < p.groups; ++j) {
       p.sums_at(block, j)[i] = m < a.M ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
     }
@@ -263,6 +273,7 @@ struct ChannelLanes {
     std::int64_t square, begin, end, number;
     const std::uint8_t* later;  ///< what is fetched meanwhile: the segment of the first of these stripes that is next
     int field;                  ///< that the codes are in, of OneField
+    const std::uint8_t* codes;  ///< of the first stripe, where squares are transposed as they are multiplied
   };
 
   template <int kSquares, int kFirst, int kFieldsNow, int kRows>
@@ -280,8 +291,10 @@ struct ChannelLanes {
     }
   };
 
-  template <int kSquares, int kFirst, int kFieldsNow, int kRows>
+  /// `kAtOnce`: columns come from codes that are transposed just before, not from those of transpose_segment().
+  template <int kSquares, int kFirst, int kFieldsNow, int kRows, bool kAtOnce = false>
   static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
+    static_assert(!kAtOnce || kSquares == 1);
     const Prepared p(a);
     Sums<kSquares, kFirst, kFieldsNow, kRows> sums;
     FloatLanes* totals[kSquares][kFieldsNow];
@@ -293,7 +306,20 @@ struct ChannelLanes {
     const BitLanes* column = scratch.columns + b.square * Scratch::kColumns;
     const std::uint32_t* x = p.words_at(b.number, b.begin / kColumnBytes);
     StripeFetch<2> fetch(a, b.later, segment_of(a), a.K);
+    std::int64_t next = b.begin;
     const auto add_columns = [&](std::int64_t count) __attribute__((always_inline)) {
+      if constexpr (kAtOnce) {
+        for (std::int64_t i = 0; i < count; i += kLanes, next += kVectorBytes) {
+          BitLanes square[kLanes];
+          load_square<true>(a, b.codes, kLanes, next, square);
+          transpose(square);
+          QUANTO_UNROLL for (int j = 0; j < kLanes; ++j, x += kVectors * kRows * kWords) {
+            if (kFirst == 0) fetch.next();
+            sums.add_column(&square[j], x, 0);
+          }
+        }
+        return;
+      }
       for (std::int64_t i = 0; i < count; ++i, ++column, x += kVectors * kRows * kWords) {
         if (kFirst == 0 && i % kFieldsInTurn<Columns> == 0) {
           QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) fetch.next();
@@ -313,6 +339,18 @@ struct ChannelLanes {
       const std::int64_t end = smaller((group + 1) * a.group_size, b.end);
       sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
       add_columns(ceil_div(end - k, kColumnBytes));
+      if constexpr (kTables) {
+        QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
+          QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
+            const FloatLanes scale = scratch.scales_of(group, b.square + s, kFirst + f)[0];
+            QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+              totals[s][f][m] = multiply_add(scale, sums.of[s][f][m], totals[s][f][m]);
+            }
+          }
+        }
+        k = end;
+        continue;
+      }
       const float* x_sums = p.sums_at(b.number, group);
       QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
         QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
@@ -347,6 +385,14 @@ struct ChannelLanes {
     if constexpr (kSquares > 1) multiply_squares<kSquares / 2, kRows>(a, scratch, b, squares);
   }
 
+  /// A single row meets columns of tables that are in registers still: 0.96 of the time. Groups have to end where
+  /// squares do. Two and three rows gain nothing by it, whose lookups take the time.
+  template <int kRows>
+  static constexpr bool kMayTransposeAtOnce = kTables && !kIsOneField<Columns> && kRows == 1;
+  static bool transposes_at_once(const MatmulArgs& a, const UnitStripes& u) {
+    return u.count % kLanes == 0 && a.K % kVectorBytes == 0 && a.group_size % kVectorBytes == 0;
+  }
+
   template <int kRows>
   static void multiply_unit(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     const std::int64_t blocks = Prepared(a).blocks;
@@ -357,10 +403,19 @@ struct ChannelLanes {
         const std::int64_t first = u.next * k / a.K;
         fetch_scales<Columns>(a, next_unit + first, u.next * end / a.K - first);
       }
-      transpose_segment(a, u, scratch, k, end);
       const std::uint8_t* later = kIsOneField<Columns> ? u.later + k : end < a.K ? u.codes + end : u.later;
+      if constexpr (kMayTransposeAtOnce<kRows>) {
+        if (transposes_at_once(a, u)) {
+          for (std::int64_t first = 0; first < u.count; first += kLanes, later += kLanes * a.K) {
+            multiply<1, 0, kFields, kRows, true>(a, scratch,
+                                                 {first / kLanes, k, end, 0, later, u.field, u.codes + first * a.K});
+          }
+          continue;
+        }
+      }
+      transpose_segment(a, u, scratch, k, end);
       for (std::int64_t i = 0; i < blocks; ++i) {
-        multiply_squares<kSquaresAtOnce<kRows>, kRows>(a, scratch, {0, k, end, i, later, u.field},
+        multiply_squares<kSquaresAtOnce<kRows>, kRows>(a, scratch, {0, k, end, i, later, u.field, nullptr},
                                                        ceil_div(u.count, kLanes));
       }
     }
@@ -401,6 +456,54 @@ struct ChannelLanes {
     }
   }
 
+  /// Starts the sums of a square's channels in a field with what their shifts contribute to kRows rows, or fewer.
+  template <int kRows>
+  static void start_rows(const MatmulArgs& a, std::int64_t row, std::int64_t count, FloatLanes* totals) {
+    const Prepared p(a);
+    FloatLanes sums[kRows][kLanes] = {};
+    for (std::int64_t i = 0; i < count; ++i) {
+      FloatLanes of_channel[kRows] = {};
+      for_chunks(
+          a.groups, [&](std::int64_t j, auto chunk) __attribute__((always_inline)) {
+            const FloatLanes minus_offset = -scale_offsets(a, row + i * a.groups + j, chunk.count).offset;
+            QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+              const float* of_row = p.sums + smaller(m, a.M - 1) * p.sums_each();
+              of_channel[m] = multiply_add(minus_offset, load<FloatLanes>(of_row + j, kLanes), of_channel[m]);
+            }
+          });
+      QUANTO_UNROLL for (int m = 0; m < kRows; ++m) sums[m][i] = of_channel[m];
+    }
+    const auto add = [](FloatLanes x, FloatLanes y) { return x + y; };
+    for (std::int64_t m = 0; m < a.M; ++m) totals[m] = sums_of_lanes(sums[m], 1, kLanes, add);
+  }
+
+  /// Reads the scales of all groups where tables are met, and starts the sums of all channels: offsets are added up as
+  /// neighbours in memory, channel by channel, so that scales alone are transposed.
+  static void start_unit(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
+    for (std::int64_t s = 0; s < ceil_div(u.count, kLanes); ++s) {
+      const std::int64_t count = smaller(kLanes, u.count - s * kLanes);
+      for (int f = 0; f < kFields; ++f) {
+        const std::int64_t row = (f * stripe_count<Columns>(a) + u.first + s * kLanes) * a.groups;
+        for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
+          BitLanes scale[kLanes];
+          QUANTO_UNROLL for (int i = 0; i < kLanes; ++i) {
+            scale[i] =
+                (BitLanes)load_floats(a.scale, a.scale_dtype, row + smaller(i, count - 1) * a.groups + j, chunk.count);
+          }
+          transpose(scale);
+          QUANTO_UNROLL for (int i = 0; i < kLanes; ++i) {
+            if (i < chunk.count) scratch.scales_of(j + i, s, f)[0] = (FloatLanes)scale[i];
+          }
+        });
+        FloatLanes* totals = scratch.totals_of(s, f);
+        a.M == 1   ? start_rows<1>(a, row, count, totals)
+        : a.M == 2 ? start_rows<2>(a, row, count, totals)
+        : a.M <= 4 ? start_rows<4>(a, row, count, totals)
+                   : start_rows<8>(a, row, count, totals);
+      }
+    }
+  }
+
   static void store_sums(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
     store_channels<Columns>(a, u.first, u.count,
                             [&](std::int64_t i, int f, std::int64_t m) { return scratch.totals_of(i / kLanes, f)[m]; });
@@ -411,9 +514,13 @@ struct ChannelLanes {
     const Scratch scratch(a, memory);
     const std::int64_t each = squares_each(a) * kLanes;
     const auto multiply = [&](const UnitStripes& u) {
-      const std::int64_t totals = ceil_div(u.count, kLanes) * kFields * scratch.rows;
-      for (std::int64_t i = 0; i < totals; ++i) scratch.totals[i] = FloatLanes{};
-      if constexpr (kGrouped) read_scales(a, u, scratch);
+      if constexpr (kTables) {
+        start_unit(a, u, scratch);
+      } else {
+        const std::int64_t totals = ceil_div(u.count, kLanes) * kFields * scratch.rows;
+        for (std::int64_t i = 0; i < totals; ++i) scratch.totals[i] = FloatLanes{};
+        if constexpr (kGrouped) read_scales(a, u, scratch);
+      }
       multiply_rows(a, u, p.each, scratch);
       store_sums(a, u, scratch);
     };

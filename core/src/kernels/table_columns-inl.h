@@ -40,7 +40,8 @@ struct TableColumns : FloatColumnsOf<QType::qint2, kDType> {
   /// In the low four bits of each lane the v-th pair of its codes. Lookups ignore the others.
   static QUANTO_INLINE FloatLanes decode(const Codes& codes, int field, int v) {
     const __m512i pairs = field < 2 ? codes.of[field % 2] : shifted<4>(codes.of[field % 2]);
-    return (FloatLanes)(v == 0 ? pairs : _mm512_srli_epi32(pairs, 16));
+    const __m512i second = _mm512_set1_epi32(0x10000);  // the upper word, by a multiplication again
+    return (FloatLanes)(v == 0 ? pairs : _mm512_madd_epi16(pairs, second));
   }
   static QUANTO_INLINE X load_x(const std::uint32_t* table) { return load<FloatLanes>(table, kLanes); }
   static QUANTO_INLINE FloatLanes add_products(FloatLanes pairs, X table, FloatLanes sum) {
