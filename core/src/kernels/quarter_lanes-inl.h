@@ -103,8 +103,8 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
     return kDecodesToFloats ? rows >= 3 && rows <= 6 : rows <= kMostRows;
   }
   /// Where groups end within chunks, so that each chunk is scaled, four rows take 1.05 times as long as in
-  /// channel_lanes-inl.h, and three as in pairs, but 0.6 to 0.8 of that with groups of half a chunk. Fields that have to
-  /// take turns have no better kernel.
+  /// channel_lanes-inl.h, and three as in pairs, but 0.6 to 0.8 of that with groups of half a chunk. Fields that have
+  /// to take turns have no better kernel.
   static bool serves_groups(const MatmulArgs& a) {
     const bool in_turn = kIsOneField<Columns> && a.N % kFieldsInTurn<Columns> != 0;
     if (!kDecodesToFloats || in_turn || a.groups == 1 || a.group_size % kChunk == 0) return true;
