@@ -14,7 +14,8 @@
 // Columns (bf16_columns-inl.h, float_columns-inl.h) says what a column decodes to and what it is multiplied with, or in
 // which tables it looks up what it adds (table_columns-inl.h). Codes are multiplied as they are, and what shifts
 // contribute comes from the sums of the activations, as in few_rows-inl.h. The order of the additions is the same for
-// every row, whatever the others are: that of K, cut where groups and segments end.
+// every row, whatever the others are: that of K, cut where groups and segments end. What shifts contribute is added
+// with each group, with tables before all of them.
 #pragma once
 
 #include <cstddef>
@@ -169,9 +170,9 @@ struct ChannelLanes {
   static bool serves_values(const MatmulArgs& a) { return all_set(Prepared(a).plain, a.M); }
 
   /// Squares of a unit: as many as are multiplied at once, or may meet the same tables. With four fields, few rows take
-  /// fewer of the latter, so that threads share them evenly: 4096 x 4096 codes and one row 261 us, in units of two
-  /// squares 267, of four 283. One where there are very few units for the threads to share: with up to two fields it
-  /// has too few sums to hide the latency of dot products and takes half as long again for each square.
+  /// fewer of the latter, so that threads share them evenly: in units of two squares one row of 4096 x 4096 codes took
+  /// 1.02 times as long, of four 1.08. One where there are very few units for the threads to share: with up to two
+  /// fields it has too few sums to hide the latency of dot products and takes half as long again for each square.
   static std::int64_t squares_each(const MatmulArgs& a) {
     const auto sums = static_cast<int>(kSums / Prepared(a).each);
     const int at_once = smaller(kMostSquares, power_of_two_up_to(sums / smaller(kFields, power_of_two_up_to(sums))));
@@ -187,26 +188,28 @@ struct ChannelLanes {
   /// A thread's memory.
   struct Scratch {
     static constexpr std::int64_t kColumns = kSegment / kColumnBytes;
+    static constexpr std::int64_t kScaleVectors = kTables ? 1 : 2;
     BitLanes* columns;   ///< of a segment, of one square after the other
     FloatLanes* totals;  ///< of (square, field, row)
-    FloatLanes* scales;  ///< of (group, square, field), and the negated offsets after each
-    std::int64_t rows;
+    FloatLanes* scales;  ///< of (group, square, field), and but for tables the negated offsets after each
+    std::int64_t rows, squares;
 
     Scratch(const MatmulArgs& a, void* memory) : columns(static_cast<BitLanes*>(memory)) {
       const Prepared p(a);
       rows = p.blocks * p.each;
+      squares = kTables ? squares_each(a) : kMostSquares;  // the next group's close by: two rows take 0.98 of the time
       totals = reinterpret_cast<FloatLanes*>(columns + kMostSquares * kColumns);
       scales = totals + kMostSquares * kFields * rows;
     }
     std::size_t bytes(const MatmulArgs& a) const {
-      const std::int64_t scale_vectors = kGrouped ? 2 * a.groups * kMostSquares * kFields : 0;
+      const std::int64_t scale_vectors = kGrouped ? kScaleVectors * a.groups * squares * kFields : 0;
       return static_cast<std::size_t>(kMostSquares * (kColumns + kFields * rows) + scale_vectors) * kVectorBytes;
     }
     FloatLanes* totals_of(std::int64_t square, std::int64_t field) const {
       return totals + (square * kFields + field) * rows;
     }
     FloatLanes* scales_of(std::int64_t group, std::int64_t square, std::int64_t field) const {
-      return scales + ((group * kMostSquares + square) * kFields + field) * 2;
+      return scales + ((group * squares + square) * kFields + field) * kScaleVectors;
     }
   };
   static std::size_t scratch_bytes(const MatmulArgs& a) { return Scratch(a, nullptr).bytes(a); }
@@ -385,12 +388,12 @@ struct ChannelLanes {
     if constexpr (kSquares > 1) multiply_squares<kSquares / 2, kRows>(a, scratch, b, squares);
   }
 
-  /// A single row meets columns of tables that are in registers still: 0.96 of the time. Groups have to end where
-  /// squares do. Two and three rows gain nothing by it, whose lookups take the time.
+  /// A single row, whose units are squares, looks columns up that have been transposed just before and are in registers
+  /// still: 0.96 of the time. Groups have to end where squares do. Two and three rows gain nothing by it.
   template <int kRows>
   static constexpr bool kMayTransposeAtOnce = kTables && !kIsOneField<Columns> && kRows == 1;
   static bool transposes_at_once(const MatmulArgs& a, const UnitStripes& u) {
-    return u.count % kLanes == 0 && a.K % kVectorBytes == 0 && a.group_size % kVectorBytes == 0;
+    return u.count == kLanes && a.K % kVectorBytes == 0 && a.group_size % kVectorBytes == 0;
   }
 
   template <int kRows>
@@ -406,10 +409,7 @@ struct ChannelLanes {
       const std::uint8_t* later = kIsOneField<Columns> ? u.later + k : end < a.K ? u.codes + end : u.later;
       if constexpr (kMayTransposeAtOnce<kRows>) {
         if (transposes_at_once(a, u)) {
-          for (std::int64_t first = 0; first < u.count; first += kLanes, later += kLanes * a.K) {
-            multiply<1, 0, kFields, kRows, true>(a, scratch,
-                                                 {first / kLanes, k, end, 0, later, u.field, u.codes + first * a.K});
-          }
+          multiply<1, 0, kFields, kRows, true>(a, scratch, {0, k, end, 0, later, u.field, u.codes});
           continue;
         }
       }
@@ -480,6 +480,7 @@ struct ChannelLanes {
   /// Reads the scales of all groups where tables are met, and starts the sums of all channels: offsets are added up as
   /// neighbours in memory, channel by channel, so that scales alone are transposed.
   static void start_unit(const MatmulArgs& a, const UnitStripes& u, const Scratch& scratch) {
+    static_assert(!kTables || Columns::field_factor(kFields - 1) == 1.0f);
     for (std::int64_t s = 0; s < ceil_div(u.count, kLanes); ++s) {
       const std::int64_t count = smaller(kLanes, u.count - s * kLanes);
       for (int f = 0; f < kFields; ++f) {

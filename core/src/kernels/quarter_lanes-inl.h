@@ -98,7 +98,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
   /// 4 and three to six rows. Three take 0.96 of the time of pair_lanes-inl.h, four 0.94, six 0.97; two take 1.07 times
   /// as long as few_rows-inl.h, seven and eight 1.03 as long as pairs.
   static constexpr bool kDecodesToFloats = kVectors == 4;
-  static_assert(!(kDecodesToFloats && kOfChains));
+  static_assert(!kOfChains || Columns::field_factor(kFields - 1) == 1.0f);  // links are of scales alone
   static constexpr bool serves_rows(std::int64_t rows) {
     return kDecodesToFloats ? rows >= 3 && rows <= 6 : rows <= kMostRows;
   }
