@@ -98,7 +98,10 @@ struct ChannelLanes {
     std::uint32_t* words_at(std::int64_t block, std::int64_t column) const {
       return words + (block * columns + column) * kVectors * each * kWords;
     }
-    float* sums_at(std::int64_t block, std::int64_t group) const { return sums + (block * groups + group) * each; }
+    /// Of row i of a block. All rows of tables are in one block.
+    float* sums_at(std::int64_t block, std::int64_t group, std::int64_t i) const {
+      return sums + (kTables ? i * sums_each() + group : (block * groups + group) * each + i);
+    }
   };
   static std::size_t workspace_bytes(const MatmulArgs& a) { return Prepared(a).bytes(); }
 
@@ -133,15 +136,9 @@ struct ChannelLanes {
   }
   static void prepare_sums(const MatmulArgs& a, const Prepared& p, std::int64_t block, std::int64_t i) {
     const std::int64_t m = block * p.each + i;
-    if constexpr (kTables) {
-      for (std::int64_t j = 0; j < p.sums_each(); ++j) {
-        p.sums[m * p.sums_each() + j] =
-            j < p.groups ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
-      }
-      return;
-    }
-    for (std::int64_t j = 0; j < p.groups; ++j) {
-      p.sums_at(block, j)[i] = m < a.M ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
+    for (std::int64_t j = 0; j < p.sums_each(); ++j) {
+      const bool exists = m < a.M && j < p.groups;
+      *p.sums_at(block, j, i) = exists ? Columns::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
     }
   }
   static void prepare_block(const MatmulArgs& a, const Prepared& p, std::int64_t block) {
@@ -342,26 +339,17 @@ struct ChannelLanes {
       const std::int64_t end = smaller((group + 1) * a.group_size, b.end);
       sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
       add_columns(ceil_div(end - k, kColumnBytes));
-      if constexpr (kTables) {
-        QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
-          QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
-            const FloatLanes scale = scratch.scales_of(group, b.square + s, kFirst + f)[0];
-            QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-              totals[s][f][m] = multiply_add(scale, sums.of[s][f][m], totals[s][f][m]);
-            }
-          }
-        }
-        k = end;
-        continue;
-      }
-      const float* x_sums = p.sums_at(b.number, group);
+      const float* x_sums = p.sums_at(b.number, group, 0);
       QUANTO_UNROLL for (int s = 0; s < kSquares; ++s) {
         QUANTO_UNROLL for (int f = 0; f < kFieldsNow; ++f) {
           const FloatLanes* scales = scratch.scales_of(group, b.square + s, kFirst + f);
-          const FloatLanes scale = scales[0], minus_offset = starts ? scales[1] : FloatLanes{};
+          const FloatLanes scale = scales[0];
+          FloatLanes minus_offset{};
+          if (!kTables && starts) minus_offset = scales[1];
           QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-            const FloatLanes shifted = multiply_add(minus_offset, broadcast(x_sums[m]), totals[s][f][m]);
-            totals[s][f][m] = multiply_add(scale, sums.of[s][f][m], shifted);
+            FloatLanes total = totals[s][f][m];
+            if constexpr (!kTables) total = multiply_add(minus_offset, broadcast(x_sums[m]), total);
+            totals[s][f][m] = multiply_add(scale, sums.of[s][f][m], total);
           }
         }
       }
@@ -467,8 +455,8 @@ struct ChannelLanes {
           a.groups, [&](std::int64_t j, auto chunk) __attribute__((always_inline)) {
             const FloatLanes minus_offset = -scale_offsets(a, row + i * a.groups + j, chunk.count).offset;
             QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
-              const float* of_row = p.sums + smaller(m, a.M - 1) * p.sums_each();
-              of_channel[m] = multiply_add(minus_offset, load<FloatLanes>(of_row + j, kLanes), of_channel[m]);
+              const float* x_sums = p.sums_at(0, j, smaller(m, a.M - 1));
+              of_channel[m] = multiply_add(minus_offset, load<FloatLanes>(x_sums, kLanes), of_channel[m]);
             }
           });
       QUANTO_UNROLL for (int m = 0; m < kRows; ++m) sums[m][i] = of_channel[m];
