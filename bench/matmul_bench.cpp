@@ -25,6 +25,7 @@
 #include <tuple>
 #include <vector>
 
+#include "buffer.h"
 #include "float_io.h"
 #include "oracle.h"
 #include "quanto/isa.h"
@@ -112,19 +113,21 @@ Pool& pool() {
   return shared;
 }
 
-/// Random numbers of a dtype, uniform in [low, high), repeated to fill `count` elements.
-std::vector<char> random_floats(DType dtype, std::int64_t count, float low, float high) {
+/// Random numbers of a dtype, uniform in [low, high), repeated to fill `count` elements. They begin with a cache line,
+/// as tensors do.
+Buffer random_floats(DType dtype, std::int64_t count, float low, float high) {
   constexpr std::int64_t kPeriod = 4099;
-  const std::size_t size = dtype_size(dtype);
-  std::vector<char> bytes(static_cast<std::size_t>(count) * size);
+  const std::size_t size = dtype_size(dtype), bytes = static_cast<std::size_t>(count) * size;
+  Buffer numbers = allocate(bytes);
+  auto* first = static_cast<char*>(numbers.get());
   std::minstd_rand generator(7);
   std::uniform_real_distribution<float> uniform(low, high);
-  for (std::int64_t i = 0; i < std::min(count, kPeriod); ++i) store_float(bytes.data(), dtype, i, uniform(generator));
+  for (std::int64_t i = 0; i < std::min(count, kPeriod); ++i) store_float(first, dtype, i, uniform(generator));
   const std::size_t period = static_cast<std::size_t>(kPeriod) * size;
-  for (std::size_t at = period; at < bytes.size(); at += period) {
-    std::memcpy(bytes.data() + at, bytes.data(), std::min(period, bytes.size() - at));
+  for (std::size_t at = period; at < bytes; at += period) {
+    std::memcpy(first + at, first, std::min(period, bytes - at));
   }
-  return bytes;
+  return numbers;
 }
 
 /// The weights of a series of cells, as many as the pool holds: numbers within +-0.05, as a trained layer has them.
@@ -161,10 +164,10 @@ class Weights {
     w.out_features = cell_.shape.N;
     w.in_features = cell_.shape.K;
     w.group_size = group_size_;
-    w.scale = scale_.data() + scale_at;
+    w.scale = static_cast<const char*>(scale_.get()) + scale_at;
     w.scale_dtype = dtype_;
     if (is_affine(cell_.qtype)) {
-      w.shift = shift_.data() + scale_at;
+      w.shift = static_cast<const char*>(shift_.get()) + scale_at;
       w.shift_kind = ShiftKind::floating;
     }
     return w;
@@ -176,7 +179,7 @@ class Weights {
   Cell cell_;
   DType dtype_;
   std::int64_t group_size_, scales_, code_bytes_, count_, at_ = -1;
-  std::vector<char> scale_, shift_;
+  Buffer scale_, shift_;
 };
 
 Weights& weights_of(const Cell& c) {
@@ -207,19 +210,19 @@ class Input {
 
   double value(std::int64_t m, std::int64_t k) const {
     if (cell_.activations.codes) return testing::activation_at(codes(), m, k);
-    return static_cast<double>(load_float(floats_.data(), cell_.activations.dtype, m * cell_.shape.K + k));
+    return static_cast<double>(load_float(floats_.get(), cell_.activations.dtype, m * cell_.shape.K + k));
   }
 
  private:
-  ActivationView floats() const { return {floats_.data(), cell_.activations.dtype, cell_.M, cell_.shape.K}; }
+  ActivationView floats() const { return {floats_.get(), cell_.activations.dtype, cell_.M, cell_.shape.K}; }
 
   CodesView codes() const {
-    return {pool().data(),  *cell_.activations.codes, cell_.M, cell_.shape.K,
-            floats_.data(), cell_.activations.dtype,  true};
+    return {pool().data(), *cell_.activations.codes, cell_.M, cell_.shape.K,
+            floats_.get(), cell_.activations.dtype,  true};
   }
 
   Cell cell_;
-  std::vector<char> floats_;  ///< the activations, or the scales of their rows
+  Buffer floats_;  ///< the activations, or the scales of their rows
 };
 
 /// The largest error of up to 16 columns and 8 rows of y, relative to its bound.
@@ -273,12 +276,12 @@ Measured measure(const Cell& c) {
   constexpr std::size_t kFewestRounds = 3, kMostRounds = 200;
   Weights& weights = weights_of(c);
   const Input x(c);
-  std::vector<char> y(static_cast<std::size_t>(c.M * c.shape.N) * dtype_size(c.activations.dtype));
+  const Buffer y = allocate(static_cast<std::size_t>(c.M * c.shape.N) * dtype_size(c.activations.dtype));
   const std::vector<Arithmetic> kinds = arithmetic_of(c);
   WeightView w{};
   const auto seconds_of = [&](int calls) {
     const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < calls; ++i) x.multiply(w = weights.next(), y.data());
+    for (int i = 0; i < calls; ++i) x.multiply(w = weights.next(), y.get());
     return seconds_since(start) / calls;
   };
   const auto start = std::chrono::steady_clock::now();
@@ -293,7 +296,7 @@ Measured measure(const Cell& c) {
   }
   seconds_per_row[series_name(c)] = summarize(seconds).median / static_cast<double>(c.M);
   const auto [fastest, peak] = fastest_of(peaks);
-  return {summarize(seconds), summarize(reads), peak, fastest, sampled_error(c, x, w, y.data()), x.kernel_name(w)};
+  return {summarize(seconds), summarize(reads), peak, fastest, sampled_error(c, x, w, y.get()), x.kernel_name(w)};
 }
 
 void run(benchmark::State& state, const Cell& c) {
