@@ -112,10 +112,11 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
   }
 
   /// What prepare() leaves for run(): the activations of a chunk, row after row, in kVectors vectors each, of which
-  /// lane i meets column i; the sums of their groups; whether every one is of a magnitude that this kernel serves.
+  /// lane i meets column i; the sums of their groups, four vectors for sixteen of them, which repeat those of a column
+  /// for its four channels; whether every one is of a magnitude that this kernel serves.
   struct Prepared {
     typename Columns::X* activations;
-    float* sums;
+    FloatLanes* sums;
     bool* plain;
     std::int64_t rows, chunks, sums_each;
 
@@ -123,18 +124,19 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
         : activations(static_cast<typename Columns::X*>(a.workspace)),
           rows(a.M),
           chunks(ceil_div(a.K, kChunk)),
-          sums_each(round_up(a.groups, kLanes)) {
-      sums = reinterpret_cast<float*>(activations + rows * chunks * kVectors);
+          sums_each(ceil_div(a.groups, kLanes) * 4) {
+      sums = reinterpret_cast<FloatLanes*>(activations + rows * chunks * kVectors);
       plain = reinterpret_cast<bool*>(sums + rows * sums_each);
     }
     std::size_t bytes() const {
-      return static_cast<std::size_t>(rows) * (static_cast<std::size_t>(chunks * kVectors) * kVectorBytes +
-                                               static_cast<std::size_t>(sums_each) * sizeof(float) + sizeof(bool));
+      return static_cast<std::size_t>(rows) *
+             (static_cast<std::size_t>(chunks * kVectors + sums_each) * kVectorBytes + sizeof(bool));
     }
     typename Columns::X* x(std::int64_t m, std::int64_t chunk) const {
       return activations + (chunk * rows + m) * kVectors;
     }
-    float* sums_of(std::int64_t m) const { return sums + m * sums_each; }
+    /// Those of the groups from j on, a multiple of kLanes.
+    FloatLanes* sums_of(std::int64_t m, std::int64_t j) const { return sums + m * sums_each + j / kLanes * 4; }
   };
 
   template <class Loaded>
@@ -152,8 +154,17 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
         for (int v = 0; v < kVectors; ++v) p.x(m, c)[v] = (typename Columns::X)words[v];
       }
       p.plain[m] = plain;
-      for (std::int64_t j = 0; j < p.sums_each; ++j) {
-        p.sums_of(m)[j] = j < a.groups ? Loaded::sum_of(a.x, m * a.x_stride + j * a.group_size, a.group_size) : 0.0f;
+      for (std::int64_t j = 0; j < a.groups; j += kLanes) {
+        float sums[kLanes] = {};
+        for (std::int64_t i = 0; i < smaller(kLanes, a.groups - j); ++i) {
+          sums[i] = Loaded::sum_of(a.x, m * a.x_stride + (j + i) * a.group_size, a.group_size);
+        }
+        const auto together = load<FloatLanes>(sums, kLanes);
+        FloatLanes* out = p.sums_of(m, j);
+        out[0] = QuarterColumns::repeat<0>(together);
+        out[1] = QuarterColumns::repeat<1>(together);
+        out[2] = QuarterColumns::repeat<2>(together);
+        out[3] = QuarterColumns::repeat<3>(together);
       }
     }
   }
@@ -381,13 +392,44 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
   static QUANTO_INLINE void add_shifts(const Prepared& p, std::int64_t j, const BitLanes (&minus_offset)[4],
                                        FloatLanes* totals) {
     for (std::int64_t m = 0; m < p.rows; ++m) {
-      const auto x = load<FloatLanes>(p.sums_of(m) + j, kLanes);
+      const FloatLanes* x = p.sums_of(m, j);
       FloatLanes total = j == 0 ? FloatLanes{} : totals[m];
-      total = multiply_add((FloatLanes)minus_offset[0], QuarterColumns::repeat<0>(x), total);
-      total = multiply_add((FloatLanes)minus_offset[1], QuarterColumns::repeat<1>(x), total);
-      total = multiply_add((FloatLanes)minus_offset[2], QuarterColumns::repeat<2>(x), total);
-      totals[m] = multiply_add((FloatLanes)minus_offset[3], QuarterColumns::repeat<3>(x), total);
+      QUANTO_UNROLL for (int i = 0; i < 4; ++i) total = multiply_add((FloatLanes)minus_offset[i], x[i], total);
+      totals[m] = total;
     }
+  }
+
+  /// The smallest and the largest magnitude among scales, as bits of float32.
+  struct Extremes {
+    std::uint32_t least, most;
+  };
+  static Extremes extremes_of_floats(const MatmulArgs& a, std::int64_t first, std::int64_t count) {
+    BitLanes least = BitLanes{} + ~0u, most{};
+    for_chunks(count, [&](std::int64_t i, auto chunk) {
+      const BitLanes magnitude =
+          bits_from_float(load_floats(a.scale, a.scale_dtype, first + i, chunk.count)) & kMagnitudeMask;
+      const __mmask16 there = first_lanes(chunk.count);
+      least = (BitLanes)_mm512_mask_min_epu32((__m512i)least, there, (__m512i)least, (__m512i)magnitude);
+      most = (BitLanes)_mm512_max_epu32((__m512i)most, (__m512i)magnitude);
+    });
+    return {_mm512_reduce_min_epu32((__m512i)least), _mm512_reduce_max_epu32((__m512i)most)};
+  }
+  /// Of bfloat16 scales, whose words are in the order of their magnitudes.
+  static Extremes extremes_of_words(const MatmulArgs& a, std::int64_t first, std::int64_t count) {
+    constexpr int kWords = 2 * kLanes;
+    const auto* scales = static_cast<const std::uint16_t*>(a.scale) + first;
+    const __m512i magnitude_mask = _mm512_set1_epi16(0x7fff);
+    __m512i least = magnitude_mask, most = _mm512_setzero_si512();
+    for (std::int64_t i = 0; i < count; i += kWords) {
+      const __mmask32 there = count - i >= kWords ? ~0u : (1u << (count - i)) - 1;
+      const __m512i magnitude = _mm512_and_si512(_mm512_maskz_loadu_epi16(there, scales + i), magnitude_mask);
+      least = _mm512_mask_min_epu16(least, there, least, magnitude);
+      most = _mm512_max_epu16(most, magnitude);
+    }
+    const __m512i low_word = _mm512_set1_epi32(0xffff);
+    least = _mm512_min_epu32(_mm512_and_si512(least, low_word), _mm512_srli_epi32(least, 16));
+    most = _mm512_max_epu32(_mm512_and_si512(most, low_word), _mm512_srli_epi32(most, 16));
+    return {_mm512_reduce_min_epu32(least) << 16, _mm512_reduce_max_epu32(most) << 16};
   }
 
   /// Whether sums stay finite, and products normal, in units of any scale of a unit's channels.
@@ -396,21 +438,16 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
     // times another.
     constexpr std::int64_t kMostTimes = std::int64_t{1} << 23;
     constexpr std::uint32_t kSmallest = (127u - 100u) << 23, kLargest = (127u + 100u) << 23;
-    BitLanes least = BitLanes{} + kLargest, most = BitLanes{} + kSmallest;
+    Extremes all = {kLargest, kSmallest};
     for (int field = 0; field < kFields; ++field) {
       const std::int64_t row = (field * stripe_count<Columns>(a) + first) * a.groups;
-      for_chunks(count * a.groups, [&](std::int64_t i, auto chunk) {
-        const auto bits = (__m512i)load_floats(a.scale, a.scale_dtype, row + i, chunk.count);
-        const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(kMagnitudeMask)));
-        const __mmask16 there = first_lanes(chunk.count);
-        least = (BitLanes)_mm512_mask_min_epu32((__m512i)least, there, (__m512i)least, magnitude);
-        most = (BitLanes)_mm512_mask_max_epu32((__m512i)most, there, (__m512i)most, magnitude);
-      });
+      const Extremes own = a.scale_dtype == DType::bfloat16 ? extremes_of_words(a, row, count * a.groups)
+                                                            : extremes_of_floats(a, row, count * a.groups);
+      all.least = own.least < all.least ? own.least : all.least;
+      all.most = own.most > all.most ? own.most : all.most;
     }
-    const std::uint32_t smallest = _mm512_reduce_min_epu32((__m512i)least);
-    const std::uint32_t largest = _mm512_reduce_max_epu32((__m512i)most);
-    if (smallest < kSmallest || largest >= kLargest) return false;  // zero, infinity and NaN among others
-    return float_from_bits(largest) < float_from_bits(smallest) * static_cast<float>(kMostTimes / a.K);
+    if (all.least < kSmallest || all.most >= kLargest) return false;  // zero, infinity and NaN among others
+    return float_from_bits(all.most) < float_from_bits(all.least) * static_cast<float>(kMostTimes / a.K);
   }
 
   /// The scales at `row` and after it over those of the next groups; of `last` ones, which end a chain, as they are.
@@ -418,17 +455,13 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
                                         __mmask16 last) {
     const auto following = (__m512)load_floats(a.scale, a.scale_dtype, row + 1, count);
     const auto next = (FloatLanes)_mm512_mask_blend_ps(last, following, _mm512_set1_ps(1.0f));
-    // Near 1 / next, then the quotient, whose error is taken out: 0.53 units in the last place are left, and s / s
-    // is 1.
-    const auto near = (FloatLanes)_mm512_rcp14_ps((__m512)next);
-    const FloatLanes quotient = scale * near;
-    return multiply_add(multiply_add(-next, quotient, scale), near, quotient);
+    return scale / next;
   }
 
   /// Reads the scales of kSetStripes channels in a field, from n on, or of as many as there are, and starts their sums
   /// with what their shifts contribute.
-  template <bool kWhole>
-  static void start_set(const MatmulArgs& a, std::int64_t n, std::int64_t count, int field, bool chained, float* out,
+  template <bool kWhole, bool kChained>
+  static void start_set(const MatmulArgs& a, std::int64_t n, std::int64_t count, int field, float* out,
                         FloatLanes* totals) {
     const Prepared p(a);
     for_chunks(a.groups, [&](std::int64_t j, auto chunk) {
@@ -437,11 +470,12 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
         if (!kWhole && i >= count) break;
         const std::int64_t row = (n + i) * a.groups + j;
         const ScaleOffsets so = scale_offsets(a, row, chunk.count);
-        scale[i] = (__m512i)(so.scale * Columns::field_factor(field));
         minus_offset[i] = (__m512i)-so.offset;
-        if (chained) {
+        if constexpr (kChained) {
           const int left = static_cast<int>(smaller(kLanes, a.groups - 1 - j));
           scale[i] = (__m512i)links(a, so.scale, row, left, static_cast<__mmask16>(~first_lanes(left)));
+        } else {
+          scale[i] = (__m512i)(so.scale * Columns::field_factor(field));
         }
       }
       BitLanes columns[4];
@@ -519,9 +553,11 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
         if (channels >= kSetStripes && few.groups <= FewGroups::kMost) {
           few.start_set(a, n, field, chained, scales, starts);
         } else if (channels >= kSetStripes) {
-          start_set<true>(a, n, kSetStripes, field, chained, scales, starts);
+          chained ? start_set<true, kOfChains>(a, n, kSetStripes, field, scales, starts)
+                  : start_set<true, false>(a, n, kSetStripes, field, scales, starts);
         } else {
-          start_set<false>(a, n, channels, field, chained, scales, starts);
+          chained ? start_set<false, kOfChains>(a, n, channels, field, scales, starts)
+                  : start_set<false, false>(a, n, channels, field, scales, starts);
         }
       }
     }
