@@ -194,6 +194,11 @@ struct PackedFloatDots {
 struct MaskedInt4Dots : PackedFloatDots<4> {
   using Codes = BitLanes;
 
+  /// sum += w * x, in the order of the source among others of its kind.
+  static QUANTO_INLINE void add_products_in_order(X w, X x, FloatLanes& sum) {
+    asm volatile("vfmadd231ps %1, %2, %0" : "+v"(sum) : "v"(w), "v"(x));
+  }
+
   static QUANTO_INLINE Codes load_codes(const std::uint8_t* at) { return (BitLanes)_mm512_loadu_si512(at); }
   static QUANTO_INLINE Codes shifted(Codes codes, int bit) { return codes >> bit; }
   static QUANTO_INLINE X decode(Codes codes, int field, int v) {

@@ -32,7 +32,7 @@ namespace quanto::kernels {
 namespace {
 
 /// `count` times kStripes stripes, one after the other.
-template <class Dots, int kStripes, int kFirst, int kFields, int kRows>
+template <class Dots, int kStripes, int kFirst, int kFields, int kRows, bool kGroupsOfTwoChunks>
 __attribute__((noinline)) void multiply_blocks(const MatmulArgs& a, FewRowsBlock block, std::int64_t count,
                                                const UnitScratch<Dots>& scratch) {
   const typename Dots::X* x = PreparedRows<Dots>(a).x(block.m, block.k / Dots::kChunk);
@@ -44,7 +44,7 @@ __attribute__((noinline)) void multiply_blocks(const MatmulArgs& a, FewRowsBlock
     // 64 bytes; in blocks of four stripes they push sums out of the registers.
     if constexpr (is_affine_qtype(Dots::kQType) || kRows <= (Dots::kQType == QType::qint8 ? 3 : 2) ||
                   (kVectorBytes == 64 && kStripes <= 2)) {
-      multiply_block<Dots, kStripes, kFirst, kFields, kRows>(a, block, fetch, x, scratch);
+      multiply_block<Dots, kStripes, kFirst, kFields, kRows, kGroupsOfTwoChunks>(a, block, fetch, x, scratch);
     } else {
       multiply_block_apart<Dots, kStripes, kFirst, kFields, kRows>(a, block, fetch, x, scratch);
     }
@@ -82,7 +82,15 @@ template <class Dots, int kStripes, int kRows, int kFirst = 0>
 inline void multiply_fields(const MatmulArgs& a, FewRowsBlock block, std::int64_t count,
                             const UnitScratch<Dots>& scratch) {
   constexpr int kFields = kFieldsAtOnce<Dots, kRows>;
-  multiply_blocks<Dots, kStripes, kFirst, kFields, kRows>(a, block, count, scratch);
+  if constexpr (kKeepsOrder<Dots, kStripes, kFields, kRows>) {
+    if (a.group_size == 2 * Dots::kChunk) {
+      multiply_blocks<Dots, kStripes, kFirst, kFields, kRows, true>(a, block, count, scratch);
+    } else {
+      multiply_blocks<Dots, kStripes, kFirst, kFields, kRows, false>(a, block, count, scratch);
+    }
+  } else {
+    multiply_blocks<Dots, kStripes, kFirst, kFields, kRows, false>(a, block, count, scratch);
+  }
   if constexpr (kFirst + kFields < Dots::kFields) {
     multiply_fields<Dots, kStripes, kRows, kFirst + kFields>(a, block, count, scratch);
   }

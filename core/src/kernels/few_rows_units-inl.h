@@ -19,12 +19,12 @@ namespace {
 /// A multiple of what is multiplied at once, whatever the number of rows.
 template <class Dots>
 constexpr std::int64_t kStripesPerUnit = kVectorBytes == 64 || is_affine_qtype(Dots::kQType) ? 8 : 24;
-/// Of packed codes: of a single row with short stripes, where what each unit costs by itself counts more than that no
-/// codes are fetched in the meantime: 0.86 to 0.96 of the time for packed codes of 576 columns, but up to 1.08 of it
-/// for 1536 columns. Of 8-bit codes on Zen 4, which fetches those of the next unit, where there are units enough for
-/// the threads: of stripes that are short for the number of rows, each of which costs a unit as much again, with 576
-/// columns 0.75 to 0.8 of the time; and of more rows than four, segments of whose activations each unit reads from the
-/// L2 cache, whose bandwidth codes on their way there have to share: 0.88 of the time.
+/// Of packed codes with short stripes, where what each unit costs by itself counts more: of a single row, though no
+/// codes are fetched in the meantime, 0.86 to 0.96 of the time of 576 columns, but up to 1.08 of it of 1536 columns; of
+/// more on Zen 4, which fetches those of the next unit, if there are units enough for the threads, 0.95 of the time of
+/// 576 columns and two rows. Of 8-bit codes there, too: of stripes that are short for the number of rows, each of which
+/// costs a unit as much again, with 576 columns 0.75 to 0.8 of the time; and of more rows than four, segments of whose
+/// activations each unit reads from the L2 cache, whose bandwidth codes on their way there have to share: 0.88 of it.
 template <class Dots>
 constexpr std::int64_t kMostStripesPerUnit = kVectorBytes < 64               ? kStripesPerUnit<Dots>
                                              : is_affine_qtype(Dots::kQType) ? 16
@@ -33,9 +33,9 @@ template <class Dots>
 constexpr std::int64_t stripes_per_unit(const MatmulArgs& a) {
   constexpr std::int64_t kMost = kMostStripesPerUnit<Dots>;
   const std::int64_t units_at_least = a.threads > 2 ? 4 * a.threads : 4;
-  const bool more = is_affine_qtype(Dots::kQType) ? a.M == 1 && a.K <= 768
-                                                  : (a.M > 4 || a.K <= 768 * a.M) && a.cores == Cores::zen4 &&
-                                                        stripe_count<Dots>(a) >= units_at_least * kMost;
+  const bool fetched = a.cores == Cores::zen4 && stripe_count<Dots>(a) >= units_at_least * kMost;
+  const bool more =
+      is_affine_qtype(Dots::kQType) ? a.K <= 768 && (a.M == 1 || fetched) : fetched && (a.M > 4 || a.K <= 768 * a.M);
   return more ? kMost : kStripesPerUnit<Dots>;
 }
 
@@ -109,25 +109,37 @@ QUANTO_INLINE FloatLanes read_scales(const MatmulArgs& a, std::int64_t row, int 
   return -so.offset;
 }
 
-/// The same for the channels of a unit whose codes are in one field, and starts their sums with what their shifts
-/// contribute. The channels are neighbours, so that what belongs to them is read through at once, however few groups
-/// each has.
+/// The same for `count` channels of a unit from grouped row `row` on, whose groups fill vectors, and starts their sums
+/// with what their shifts contribute. No vector has groups of two channels, so offsets stay in registers.
+template <class Dots, int kRows>
+inline void start_channels_of_whole_vectors(const MatmulArgs& a, std::int64_t row, std::int64_t count, int field,
+                                            const PreparedRows<Dots>& rows, const UnitScratch<Dots>& scratch) {
+  float* scales = scratch.scales_of(0, field);
+  for (std::int64_t stripe = 0, i = 0; stripe < count; ++stripe) {
+    FloatLanes sums[kRows] = {};
+    for (std::int64_t j = 0; j < a.groups; j += kLanes, i += kLanes) {
+      const FloatLanes offsets = read_scales<Dots>(a, row + i, field, scales + i, kLanes);
+      QUANTO_UNROLL for (int m = 0; m < kRows; ++m) {
+        sums[m] = multiply_add(offsets, load<FloatLanes>(rows.group_sums(m) + j, kLanes), sums[m]);
+      }
+    }
+    QUANTO_UNROLL for (int m = 0; m < kRows; ++m) scratch.totals_of(stripe, field)[m] = sums[m];
+  }
+}
+
+/// The same for the channels of a unit whose codes are in one field, whatever their groups. The channels are
+/// neighbours, so that what belongs to them is read through at once, however few groups each has.
 template <class Dots>
 inline void start_packed_channels(const MatmulArgs& a, std::int64_t first, std::int64_t count, int field,
                                   const PreparedRows<Dots>& rows, const UnitScratch<Dots>& scratch) {
-  float* scales = scratch.scales_of(0, field);
   const std::int64_t row = (field * stripe_count<Dots>(a) + first) * a.groups;
-  if (rows.rows == 1 && a.groups % kLanes == 0) {  // no vector has groups of two channels: offsets stay in registers
-    for (std::int64_t stripe = 0, i = 0; stripe < count; ++stripe) {
-      FloatLanes sum{};
-      for (std::int64_t j = 0; j < a.groups; j += kLanes, i += kLanes) {
-        const FloatLanes offsets = read_scales<Dots>(a, row + i, field, scales + i, kLanes);
-        sum = multiply_add(offsets, load<FloatLanes>(rows.group_sums(0) + j, kLanes), sum);
-      }
-      scratch.totals_of(stripe, field)[0] = sum;
-    }
-    return;
+  if (a.groups % kLanes == 0) {
+    if (rows.rows == 1) return start_channels_of_whole_vectors<Dots, 1>(a, row, count, field, rows, scratch);
+    if (rows.rows == 2) return start_channels_of_whole_vectors<Dots, 2>(a, row, count, field, rows, scratch);
+    if (rows.rows == 3) return start_channels_of_whole_vectors<Dots, 3>(a, row, count, field, rows, scratch);
+    if (rows.rows == 4) return start_channels_of_whole_vectors<Dots, 4>(a, row, count, field, rows, scratch);
   }
+  float* scales = scratch.scales_of(0, field);
   for_chunks(count * a.groups, [&](std::int64_t i, auto chunk) {
     store(scratch.offsets + i, read_scales<Dots>(a, row + i, field, scales + i, chunk.count), kLanes);
   });

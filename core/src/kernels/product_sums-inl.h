@@ -11,6 +11,14 @@
 namespace quanto::kernels {
 namespace {
 
+/// Whether products are added in the order of the source, vectors decoded before any of them is multiplied. Two stripes
+/// of two rows of float32 and int4, which Zen 4 takes at once, need 0.97 of the time that the compiler's order does.
+template <class Dots, int kParts, int kFields, int kRows>
+constexpr bool kKeepsOrder = kParts == 2 && kFields == 2 && kRows == 2 &&
+                             requires(typename Dots::X x, FloatLanes& sum) {
+  Dots::add_products_in_order(x, x, sum);
+};
+
 /// The fields [kFirst, kFirst + kFields) of a byte.
 template <class Dots, class SumLanes, int kParts, int kFirst, int kFields, int kRows>
 struct ProductSums {
@@ -37,7 +45,7 @@ struct ProductSums {
       if constexpr (kParts * kFields > 1) QUANTO_IN_REGISTER(x);
       return x;
     };
-    if constexpr (kRows <= kParts * kFields) {
+    if constexpr (kRows <= kParts * kFields && !kKeepsOrder<Dots, kParts, kFields, kRows>) {
       typename Dots::X rows[kRows];
       QUANTO_UNROLL for (int m = 0; m < kRows; ++m) rows[m] = row(m);
       QUANTO_UNROLL for (int p = 0; p < kParts; ++p) {
@@ -62,8 +70,12 @@ struct ProductSums {
 
  private:
   QUANTO_INLINE void add(int p, int f, int m, typename Dots::X w, typename Dots::X x) {
-    of[p][f][m] = Dots::add_products(w, x, of[p][f][m]);
-    QUANTO_IN_REGISTER(of[p][f][m]);
+    if constexpr (kKeepsOrder<Dots, kParts, kFields, kRows>) {
+      Dots::add_products_in_order(w, x, of[p][f][m]);
+    } else {
+      of[p][f][m] = Dots::add_products(w, x, of[p][f][m]);
+      QUANTO_IN_REGISTER(of[p][f][m]);
+    }
   }
 };
 
