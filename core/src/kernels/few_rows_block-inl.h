@@ -29,10 +29,11 @@ constexpr bool kFetchesInOrder = kIsOneField<Dots> ||
 
 /// Zen 4 drops some of the fetches into its L2 cache, and what it has dropped takes as long as memory does. Codes are
 /// fetched again some time later, where rows are so many that memory has time for that: 0.95 of the time of eight rows
-/// of 8-bit codes, 0.98 of that of two rows of packed ones.
+/// of 8-bit codes, 0.98 of that of two rows of float32 and int4. Units of packed codes may be as short as 9 KB.
 template <class Dots, int kRows>
 constexpr bool kFetchesTwice = kRows >= (is_affine_qtype(Dots::kQType) ? 2 : 4);
-constexpr std::int64_t kBeforeSecondFetch = std::int64_t{16} << 10;
+template <class Dots>
+constexpr std::int64_t kBeforeSecondFetch = std::int64_t{is_affine_qtype(Dots::kQType) ? 8 : 16} << 10;
 
 /// What is multiplied at once: codes of some stripes with some rows, from k on.
 struct FewRowsBlock {
@@ -101,7 +102,7 @@ struct FewRowsFetch {
     QUANTO_UNROLL for (int s = 0; s < kFetchedLines<Dots, kStripes>; ++s) {
       __builtin_prefetch(fetched + s * Dots::kChunk, 0, kLocality);
       if constexpr (kLocality == 2 && kFetchesTwice<Dots, kRows>) {
-        __builtin_prefetch(fetched + s * Dots::kChunk - kBeforeSecondFetch, 0, kLocality);
+        __builtin_prefetch(fetched + s * Dots::kChunk - kBeforeSecondFetch<Dots>, 0, kLocality);
       }
     }
   }
@@ -196,7 +197,8 @@ struct BlockSums : ProductSums<Dots, typename SumsOf<Dots>::Sum, kStripes, kFirs
   }
 };
 
-/// kGroupsOfTwoChunks: known to the compiler, where what other groups need would take registers away.
+/// kGroupsOfTwoChunks: that every group is exactly two chunks, known to the compiler where what other groups need would
+/// take registers away.
 template <class Dots, int kStripes, int kFirst, int kFields, int kRows, bool kGroupsOfTwoChunks>
 QUANTO_INLINE void multiply_block(const MatmulArgs& a, const FewRowsBlock& block,
                                   const FewRowsFetch<Dots, kStripes, kRows>& fetch, const typename Dots::X* x,
@@ -251,14 +253,14 @@ QUANTO_INLINE void multiply_block(const MatmulArgs& a, const FewRowsBlock& block
           sums_of_groups);
     };
     std::int64_t k = 0, j = 0;
-    if constexpr (kGroupsOfTwoChunks) {
-      for (; k < block.depth; k += 2 * Dots::kChunk, ++j) {
+    // Groups of two chunks, and of one and a half, have no need to look for their ends.
+    if (kGroupsOfTwoChunks || (group_size == 2 * Dots::kChunk && block.k % group_size == 0)) {
+      for (; k + 2 * Dots::kChunk <= block.depth; k += 2 * Dots::kChunk, ++j) {
         multiply_run(k, 2 * Dots::kChunk);
         scale_by(j);
       }
-      return;
+      if constexpr (kGroupsOfTwoChunks) return;
     }
-    // Groups of two chunks, and of one and a half, have no need to look for their ends.
     if (2 * group_size == 3 * Dots::kChunk && block.k % (2 * group_size) == 0) {
       for (; k + 2 * group_size <= block.depth; k += 2 * group_size, j += 2) {
         multiply_run(k, Dots::kChunk);
@@ -267,12 +269,6 @@ QUANTO_INLINE void multiply_block(const MatmulArgs& a, const FewRowsBlock& block
         scale_halves_by(j);
         multiply_run(k + 2 * Dots::kChunk, Dots::kChunk);
         scale_by(j + 1);
-      }
-    }
-    if (group_size == 2 * Dots::kChunk && block.k % group_size == 0) {
-      for (; k + 2 * Dots::kChunk <= block.depth; k += 2 * Dots::kChunk, ++j) {
-        multiply_run(k, 2 * Dots::kChunk);
-        scale_by(j);
       }
     }
     std::int64_t left = (first_group + j + 1) * group_size - block.k - k;  // codes of the group that are still to come

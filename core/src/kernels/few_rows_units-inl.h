@@ -33,7 +33,7 @@ template <class Dots>
 constexpr std::int64_t stripes_per_unit(const MatmulArgs& a) {
   constexpr std::int64_t kMost = kMostStripesPerUnit<Dots>;
   const std::int64_t units_at_least = a.threads > 2 ? 4 * a.threads : 4;
-  const bool fetched = a.cores == Cores::zen4 && stripe_count<Dots>(a) >= units_at_least * kMost;
+  const bool fetched = a.cores == Cores::zen4 && stripes_of_units<Dots>(a) >= units_at_least * kMost;
   const bool more =
       is_affine_qtype(Dots::kQType) ? a.K <= 768 && (a.M == 1 || fetched) : fetched && (a.M > 4 || a.K <= 768 * a.M);
   return more ? kMost : kStripesPerUnit<Dots>;
@@ -110,7 +110,8 @@ QUANTO_INLINE FloatLanes read_scales(const MatmulArgs& a, std::int64_t row, int 
 }
 
 /// The same for `count` channels of a unit from grouped row `row` on, whose groups fill vectors, and starts their sums
-/// with what their shifts contribute. No vector has groups of two channels, so offsets stay in registers.
+/// with what their shifts contribute. No vector has groups of two channels, so offsets stay in registers, as do the
+/// sums of the rows that packed codes meet in this kernel most often, up to four.
 template <class Dots, int kRows>
 inline void start_channels_of_whole_vectors(const MatmulArgs& a, std::int64_t row, std::int64_t count, int field,
                                             const PreparedRows<Dots>& rows, const UnitScratch<Dots>& scratch) {

@@ -23,16 +23,17 @@ struct SetsBlock {
   std::int64_t apart;         ///< bytes from a stripe to the next
   std::int64_t set;           ///< the first one, counted within the unit
   std::int64_t k, depth;      ///< whole chunks
-  const std::uint8_t* next;   ///< the codes that follow those of all sets, of which `next_depth` bytes are fetched
+  const std::uint8_t*
+      next;  ///< codes that follow those of all sets, of which `next_depth` bytes of each stripe are fetched
   std::int64_t next_depth;
   int field;           ///< that the codes are in, of OneField
-  std::int64_t ahead;  ///< bytes that lie between what is fetched and the codes that follow
+  std::int64_t ahead;  ///< bytes between the codes that follow and what is fetched
 };
 
 /// How far ahead of their use packed codes go into the L2 cache at least. Short stripes are multiplied before those
 /// that follow have come from memory: one row of 576 columns and 49152 int4 channels takes 0.8 of the time so, two
-/// 0.89. Where threads have less than kFewestBytesAhead each, what is fetched first and last counts more.
-constexpr std::int64_t kFetchedAhead = std::int64_t{12} << 10, kFewestBytesAhead = std::int64_t{128} << 10;
+/// 0.89. Where threads have less than kFewestBytesPerThread each, what is fetched first and last counts more.
+constexpr std::int64_t kFetchedAhead = std::int64_t{12} << 10, kFewestBytesPerThread = std::int64_t{128} << 10;
 
 /// Fetches as many codes as are multiplied meanwhile. Those that go into the L2 cache are often whole stripes, which
 /// lie one after the other: then no line is asked whether a stripe ends with it, which takes one row 0.95 of the time.
@@ -172,11 +173,13 @@ struct LaneSets {
     }
   }
 
-  /// SetsBlock::ahead of whole stripes, as many at once as kSets: as long as there are codes to fetch.
+  /// SetsBlock::ahead of whole stripes, kSets at once: 0 unless as many codes follow the unit, and for rows that take
+  /// longer than memory does anyway.
   template <int kSets>
   static std::int64_t ahead_of(const MatmulArgs& a, const UnitStripes& u) {
     const std::int64_t bytes = stripe_count<Columns>(a) * a.K;
-    if (!kGrouped || kIsOneField<Columns> || !fetches_into_l2(a) || bytes < a.threads * kFewestBytesAhead) return 0;
+    if (!kGrouped || kIsOneField<Columns> || a.M > 4 || !fetches_into_l2(a)) return 0;
+    if (bytes < a.threads * kFewestBytesPerThread) return 0;
     const std::int64_t at_once = kSets * kSetStripes * a.K, left = bytes - u.first * a.K;
     const std::int64_t ahead = round_up(kFetchedAhead - at_once, 64);
     return ahead > 0 && kLanes * a.K + ahead + at_once <= left ? ahead : 0;

@@ -36,7 +36,7 @@ struct ProductSums {
   }
 
   /// Adds the products of the v-th vector that each of kParts `codes` decodes to with `row_of(m)`, a vector of
-  /// activations. What there is less of, those or decoded codes, waits in registers for the other.
+  /// activations. What there is less of, those or decoded codes, waits in registers for the other; but for kKeepsOrder.
   template <class RowOf>
   QUANTO_INLINE void add_products(const typename Dots::Codes* codes, int v, RowOf row_of) {
     const auto row = [&](int m) __attribute__((always_inline)) {
