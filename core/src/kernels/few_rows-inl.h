@@ -82,12 +82,9 @@ template <class Dots, int kStripes, int kRows, int kFirst = 0>
 inline void multiply_fields(const MatmulArgs& a, FewRowsBlock block, std::int64_t count,
                             const UnitScratch<Dots>& scratch) {
   constexpr int kFields = kFieldsAtOnce<Dots, kRows>;
-  if constexpr (kKeepsOrder<Dots, kStripes, kFields, kRows>) {
-    if (a.group_size == 2 * Dots::kChunk) {
-      multiply_blocks<Dots, kStripes, kFirst, kFields, kRows, true>(a, block, count, scratch);
-    } else {
-      multiply_blocks<Dots, kStripes, kFirst, kFields, kRows, false>(a, block, count, scratch);
-    }
+  constexpr bool kOfTheirOwn = kKeepsOrder<Dots, kStripes, kFields, kRows>;  // groups of two chunks have such a loop
+  if (kOfTheirOwn && a.group_size == 2 * Dots::kChunk) {
+    multiply_blocks<Dots, kStripes, kFirst, kFields, kRows, kOfTheirOwn>(a, block, count, scratch);
   } else {
     multiply_blocks<Dots, kStripes, kFirst, kFields, kRows, false>(a, block, count, scratch);
   }

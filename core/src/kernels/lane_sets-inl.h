@@ -23,8 +23,7 @@ struct SetsBlock {
   std::int64_t apart;         ///< bytes from a stripe to the next
   std::int64_t set;           ///< the first one, counted within the unit
   std::int64_t k, depth;      ///< whole chunks
-  const std::uint8_t*
-      next;  ///< codes that follow those of all sets, of which `next_depth` bytes of each stripe are fetched
+  const std::uint8_t* next;   ///< codes that follow those of all sets: `next_depth` bytes of each stripe are fetched
   std::int64_t next_depth;
   int field;           ///< that the codes are in, of OneField
   std::int64_t ahead;  ///< bytes between the codes that follow and what is fetched
