@@ -175,6 +175,9 @@ inline void multiply_stripe_range(const MatmulArgs& a, const StripeCodes& codes,
     const std::int64_t depth = smaller(segment, whole - k);
     const std::uint8_t* next = codes.first + (k + depth < whole ? k + depth : stripes * a.K);
     const std::uint8_t* later = codes.later + stripes * k / kFieldsInTurn<Dots>;
+    if (kFetchesAhead<Dots> && a.M > 1 && fetches_into_l2(a) && depth == a.K) {
+      later = codes.first + smaller(stripes * a.K, kFetchedAhead);
+    }
     multiply_all_rows<Dots>(a, {codes.first + k, a.K, next, later, begin, 0, k, depth, codes.field}, end, scratch);
   }
   if (whole == a.K) return;

@@ -29,10 +29,10 @@ struct SetsBlock {
   std::int64_t ahead;  ///< bytes between the codes that follow and what is fetched
 };
 
-/// How far ahead of their use packed codes go into the L2 cache at least. Short stripes are multiplied before those
-/// that follow have come from memory: one row of 576 columns and 49152 int4 channels takes 0.8 of the time so, two
-/// 0.89. Where threads have less than kFewestBytesPerThread each, what is fetched first and last counts more.
-constexpr std::int64_t kFetchedAhead = std::int64_t{12} << 10, kFewestBytesPerThread = std::int64_t{128} << 10;
+/// Short stripes are multiplied before those that follow have come from memory, unless they are fetched kFetchedAhead:
+/// one row of 576 columns and 49152 int4 channels takes 0.8 of the time so, two 0.89. Where threads have less than this
+/// each, what is fetched first and last counts more.
+constexpr std::int64_t kFewestBytesPerThread = std::int64_t{128} << 10;
 
 /// Fetches as many codes as are multiplied meanwhile. Those that go into the L2 cache are often whole stripes, which
 /// lie one after the other: then no line is asked whether a stripe ends with it, which takes one row 0.95 of the time.
