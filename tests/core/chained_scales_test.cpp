@@ -36,7 +36,7 @@ void for_each_shape(Visit visit) {
       for (const DType dtype : {DType::bfloat16, DType::float32}) {
         for (const std::int64_t M : {2, 4, 6, 7, 8}) {
           for (const std::int64_t N : {60, 68, 63}) {  // units with sets that are not whole, a single field at a time
-            for (const std::int64_t groups : {1, 2, 8, 9, 33}) {
+            for (const std::int64_t groups : {1, 2, 8, 9, 12, 13, 33}) {
               visit(CaseShape{qtype, dtype, dtype, M, N, groups * 64, 64});
             }
           }

@@ -77,7 +77,7 @@ std::vector<CaseShape> shapes_of(QType qtype, DType x_dtype) {
   for (const std::int64_t M : {3, 37}) add(M, 68, 3200, 1600);  // groups deeper than one block of k
   for (const std::int64_t M : {1, 2, 3, 4, 5, 6, 7, 8}) {
     for (const std::int64_t group_size : {32, 64, 96, 128}) {
-      for (const std::int64_t groups : {6, 16, 18}) add(M, 76, groups * group_size, group_size);
+      for (const std::int64_t groups : {6, 12, 16, 18}) add(M, 76, groups * group_size, group_size);
       add(M, 56, 6 * group_size, group_size);  // an odd number of sets of channels
     }
   }

@@ -25,6 +25,7 @@
 #include "kernels/args-inl.h"
 #include "kernels/decode-inl.h"
 #include "kernels/dots-inl.h"
+#include "kernels/few_groups-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lane_channels-inl.h"
 #include "kernels/lane_sets-inl.h"
@@ -113,8 +114,8 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
   }
 
   /// What prepare() leaves for run(): the activations of a chunk, row after row, in kVectors vectors each, of which
-  /// lane i meets column i; the sums of their groups, four vectors for sixteen of them, which repeat those of a column
-  /// for its four channels; whether every one is of a magnitude that this kernel serves.
+  /// lane i meets column i; the sums of their groups, each repeated for four channels, in four vectors for sixteen of
+  /// them, as scales and shifts are put beside them; whether every one is of a magnitude that this kernel serves.
   struct Prepared {
     typename Columns::X* activations;
     FloatLanes* sums;
@@ -162,6 +163,10 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
         }
         const auto together = load<FloatLanes>(sums, kLanes);
         FloatLanes* out = p.sums_of(m, j);
+        if (FewGroups::serves(a.groups)) {
+          for (int v = 0; v < FewGroups::kVectors; ++v) out[v] = FewGroups::repeated(v, together);
+          continue;
+        }
         out[0] = QuarterColumns::repeat<0>(together);
         out[1] = QuarterColumns::repeat<1>(together);
         out[2] = QuarterColumns::repeat<2>(together);
@@ -187,8 +192,10 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
     float* scales;       ///< of (set, field, group), four channels each, or the links of chains
     bool* chained;       ///< whether they are those
     std::int64_t groups;
+    bool few;
 
-    Scratch(const MatmulArgs& a, void* memory) : SetsScratch(a, memory), groups(round_up(a.groups, kLanes)) {
+    Scratch(const MatmulArgs& a, void* memory)
+        : SetsScratch(a, memory), groups(round_up(a.groups, kLanes)), few(FewGroups::serves(a.groups)) {
       starts = reinterpret_cast<FloatLanes*>(this->end(a));  // whole chunks of codes from where vectors begin
       scales = reinterpret_cast<float*>(starts + (kOfChains ? kSetsPerUnit * kFields * a.M : 0));
       chained = reinterpret_cast<bool*>(scales + kSetsPerUnit * kFields * groups * kSetStripes);
@@ -203,9 +210,9 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
     FloatLanes* starts_of(std::int64_t set, std::int64_t field) const {
       return starts + (set * kFields + field) * this->rows;
     }
-    /// Where those of a group lie among them: of sixteen groups as transposing leaves them.
-    static std::int64_t place_of(std::int64_t group) {
-      return (group / kLanes * kLanes + group % 4 * 4 + group % kLanes / 4) * kSetStripes;
+    /// Where those of a group lie among them: of sixteen groups as transposing leaves them, of few in their order.
+    std::int64_t place_of(std::int64_t group) const {
+      return (few ? group : group / kLanes * kLanes + group % 4 * 4 + group % kLanes / 4) * kSetStripes;
     }
   };
 
@@ -309,8 +316,8 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
       const std::int64_t run = straddles ? kChunk : smaller(loop.left / kChunk * kChunk, b.depth - k);
       sums.for_each([](int, int, int, FloatLanes& sum) { sum = FloatLanes{}; });
       loop.add_chunks(sums, run / kChunk);
-      const std::int64_t place = Scratch::place_of(loop.j);
-      const std::int64_t next = Scratch::place_of(loop.j + 1 < a.groups ? loop.j + 1 : loop.j);
+      const std::int64_t place = scratch.place_of(loop.j);
+      const std::int64_t next = scratch.place_of(loop.j + 1 < a.groups ? loop.j + 1 : loop.j);
       const auto scale_of = [&](int s, int f) __attribute__((always_inline)) {
         const __m512 scale = _mm512_broadcast_f32x4(loop.scales_at(s, f, place));
         if (!straddles) return (FloatLanes)scale;
@@ -345,7 +352,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
       k += run;
       loop.left -= run;
       if (loop.left > 0) break;
-      const std::int64_t place = Scratch::place_of(loop.j);
+      const std::int64_t place = scratch.place_of(loop.j);
       sums.for_each([&](int s, int f, int, FloatLanes& sum) __attribute__((always_inline)) {
         sum *= (FloatLanes)_mm512_broadcast_f32x4(loop.scales_at(s, f, place));
         QUANTO_IN_REGISTER(sum);
@@ -389,13 +396,14 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
     }
   }
 
-  /// Adds what the shifts of sixteen groups, from j on, contribute to the sums of four channels.
-  static QUANTO_INLINE void add_shifts(const Prepared& p, std::int64_t j, const BitLanes (&minus_offset)[4],
+  /// Adds what the shifts of the groups from j on, in kCount vectors, contribute to the sums of four channels.
+  template <int kCount>
+  static QUANTO_INLINE void add_shifts(const Prepared& p, std::int64_t j, const FloatLanes (&minus_offset)[kCount],
                                        FloatLanes* totals) {
     for (std::int64_t m = 0; m < p.rows; ++m) {
       const FloatLanes* x = p.sums_of(m, j);
       FloatLanes total = j == 0 ? FloatLanes{} : totals[m];
-      QUANTO_UNROLL for (int i = 0; i < 4; ++i) total = multiply_add((FloatLanes)minus_offset[i], x[i], total);
+      QUANTO_UNROLL for (int i = 0; i < kCount; ++i) total = multiply_add(minus_offset[i], x[i], total);
       totals[m] = total;
     }
   }
@@ -450,65 +458,50 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
       transpose_set(scale, columns);
       QUANTO_UNROLL for (int i = 0; i < 4; ++i) store(out + (j + 4 * i) * kSetStripes, columns[i], kLanes);
       transpose_set(minus_offset, columns);
-      add_shifts(p, j, columns, totals);
+      const FloatLanes offsets[4] = {(FloatLanes)columns[0], (FloatLanes)columns[1], (FloatLanes)columns[2],
+                                     (FloatLanes)columns[3]};
+      add_shifts(p, j, offsets, totals);
     });
   }
 
-  /// The scales of a set that has few groups, all of which lie in two vectors: start_set would transpose mostly
-  /// nothing, from twice as many loads.
-  struct FewGroups {
-    static constexpr std::int64_t kMost = 2 * kLanes / kSetStripes;
-
-    std::int64_t groups;
-    __m512i places;       ///< of column 0; those of the next one follow each
-    __mmask16 filled[4];  ///< lanes of each column that have a group
-    std::uint32_t last;   ///< lanes of both vectors that have the last one, or none
-
-    explicit FewGroups(const MatmulArgs& a) : groups(a.groups) {
-      const __m512i lane = (__m512i)lane_numbers(), channel = _mm512_and_epi32(lane, _mm512_set1_epi32(3));
-      const __m512i group = _mm512_xor_epi32(lane, channel);
-      places = _mm512_add_epi32(_mm512_mullo_epi32(channel, _mm512_set1_epi32(static_cast<int>(groups))), group);
-      for (int i = 0; i < 4; ++i) {
-        filled[i] = _mm512_cmplt_epi32_mask(group, _mm512_set1_epi32(static_cast<int>(groups) - i));
+  /// The same for a set that has few groups: start_set would transpose vectors that are partly empty.
+  template <int kVectorCount, bool kWhole, bool kChained>
+  static __attribute__((flatten)) void start_few(const FewGroups& few, const MatmulArgs& a, std::int64_t n,
+                                                 std::int64_t count, int field, float* out, FloatLanes* totals) {
+    const std::int64_t row = n * few.groups, values = count * few.groups;
+    FloatLanes scales[FewGroups::kVectors] = {}, offsets[FewGroups::kVectors] = {};
+    QUANTO_UNROLL for (int v = 0; v < kVectorCount; ++v) {
+      const auto here = [&](std::int64_t end) __attribute__((always_inline)) {
+        if (kWhole && v + 1 < kVectorCount) return kLanes;
+        return static_cast<int>(end < v * kLanes ? 0 : smaller(kLanes, end - v * kLanes));
+      };
+      ScaleOffsets so = scale_offsets(a, row + v * kLanes, here(values));
+      offsets[v] = -so.offset;
+      if constexpr (kChained) {
+        const int following = here(values - 1);
+        const auto last = static_cast<__mmask16>(few.last_groups >> (v * kLanes) | ~first_lanes(following));
+        so.scale = links(a, so.scale, row + v * kLanes, following, last);
       }
-      last = ~std::uint32_t{0};
-      for (std::int64_t i = 0; i < kSetStripes && groups <= kMost; ++i) {
-        last &= ~(((std::uint32_t{1} << (groups - 1)) - 1) << (i * groups));
-      }
+      scales[v] = so.scale * Columns::field_factor(field);
     }
-    template <int kColumn>
-    QUANTO_INLINE FloatLanes column(FloatLanes low, FloatLanes high) const {
-      const __m512i at = _mm512_add_epi32(places, _mm512_set1_epi32(kColumn));
-      return (FloatLanes)_mm512_maskz_permutex2var_ps(filled[kColumn], (__m512)low, at, (__m512)high);
+    FloatLanes minus_offset[kVectorCount];
+    QUANTO_UNROLL for (int v = 0; v < kVectorCount; ++v) {
+      store(out + v * kLanes, few.groups_of(v, scales), kLanes);
+      minus_offset[v] = few.groups_of(v, offsets);
     }
-    QUANTO_INLINE void start_set(const MatmulArgs& a, std::int64_t n, int field, bool chained, float* out,
-                                 FloatLanes* totals) const {
-      const std::int64_t row = n * groups, values = kSetStripes * groups;
-      ScaleOffsets low = scale_offsets(a, row, static_cast<int>(smaller(values, kLanes))), high = {};
-      if (values > kLanes) high = scale_offsets(a, row + kLanes, static_cast<int>(values - kLanes));
-      if (chained) {
-        const auto following = static_cast<int>(values - 1);
-        low.scale = links(a, low.scale, row, following < kLanes ? following : kLanes, static_cast<__mmask16>(last));
-        if (following > kLanes)
-          high.scale = links(a, high.scale, row + kLanes, following - kLanes, static_cast<__mmask16>(last >> kLanes));
-      }
-      low.scale *= Columns::field_factor(field);
-      high.scale *= Columns::field_factor(field);
-      store(out, column<0>(low.scale, high.scale), kLanes);
-      store(out + kLanes, column<1>(low.scale, high.scale), kLanes);
-      store(out + 2 * kLanes, column<2>(low.scale, high.scale), kLanes);
-      store(out + 3 * kLanes, column<3>(low.scale, high.scale), kLanes);
-      low.offset = -low.offset;
-      high.offset = -high.offset;
-      const BitLanes columns[4] = {
-          (BitLanes)column<0>(low.offset, high.offset), (BitLanes)column<1>(low.offset, high.offset),
-          (BitLanes)column<2>(low.offset, high.offset), (BitLanes)column<3>(low.offset, high.offset)};
-      add_shifts(Prepared(a), 0, columns, totals);
-    }
-  };
+    add_shifts(Prepared(a), 0, minus_offset, totals);
+  }
+  template <bool kChained>
+  static void start_few(const FewGroups& few, const MatmulArgs& a, std::int64_t n, std::int64_t count, int field,
+                        float* out, FloatLanes* totals) {
+    count < kSetStripes ? start_few<FewGroups::kVectors, false, kChained>(few, a, n, count, field, out, totals)
+    : few.vectors == 1  ? start_few<1, true, kChained>(few, a, n, count, field, out, totals)
+    : few.vectors == 2  ? start_few<2, true, kChained>(few, a, n, count, field, out, totals)
+                        : start_few<3, true, kChained>(few, a, n, count, field, out, totals);
+  }
 
   static void start_unit(const MatmulArgs& a, std::int64_t first, std::int64_t count, const Scratch& scratch) {
-    const FewGroups few(a);
+    const FewGroups few(a.groups);
     const bool chained = kOfChains && chains(a, first, count);
     *scratch.chained = chained;
     for (int field = 0; field < kFields; ++field) {
@@ -518,8 +511,10 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
         float* scales = scratch.scales_of(set, field);
         // Sets that a unit lacks start with zeros, which nothing is added to.
         FloatLanes* starts = chained && channels > 0 ? scratch.starts_of(set, field) : scratch.totals_of(set, field);
-        if (channels >= kSetStripes && few.groups <= FewGroups::kMost) {
-          few.start_set(a, n, field, chained, scales, starts);
+        if (scratch.few) {
+          const std::int64_t there = channels <= 0 ? 0 : smaller(channels, kSetStripes);
+          chained ? start_few<kOfChains>(few, a, n, there, field, scales, starts)
+                  : start_few<false>(few, a, n, there, field, scales, starts);
         } else if (channels >= kSetStripes) {
           chained ? start_set<true, kOfChains>(a, n, kSetStripes, field, scales, starts)
                   : start_set<true, false>(a, n, kSetStripes, field, scales, starts);
