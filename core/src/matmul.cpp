@@ -143,9 +143,10 @@ bool is_serial(const MatmulArgs& args, Isa isa) {
   return args.N <= most_weights / args.K && args.M * args.N <= serial_operations(isa, args.cores) / args.K;
 }
 
-/// The packed codes, scales and shifts that a thread reads first. Kernels fetch what follows the codes that they
-/// multiply, but the first of a thread nobody has fetched: from memory, a sixteenth of 576 x 576 int4 weights takes 2
-/// us, each following one 0.4 us. Codes of 8 bits, more bytes for the same work, gain nothing by it.
+/// The codes, scales and shifts that a thread reads first. Kernels fetch what follows the codes that they multiply, but
+/// the first of a thread nobody has fetched: from memory, a sixteenth of 576 x 576 int4 weights takes 2 us, each
+/// following one 0.4 us. Codes of 8 bits, more bytes for the same work, gain by it on Zen 4 alone, but not their
+/// scales, which are read last.
 class FirstCodes {
  public:
   FirstCodes(const MatmulArgs& args, std::int64_t units)
@@ -153,14 +154,17 @@ class FirstCodes {
 
   /// Whether fetching them is worth it.
   static bool worthwhile(const MatmulArgs& args) {
-    return is_affine(args.qtype) && args.M <= kMostRows && args.K <= kLongestStripe && args.planes == nullptr;
+    return (is_affine(args.qtype) || fetches_into_l2(args)) && args.M <= kMostRows && args.K <= kLongestStripe &&
+           args.planes == nullptr;
   }
 
   /// Those of `unit`; nothing if the thread has just done the unit before it, or fetched them.
   void fetch_for(std::int64_t unit) const {
     if (!wanted_ || last_end == codes_of(unit)) return;
     last_end = codes_of(unit);
-    fetch(last_end, std::min<std::int64_t>(kFetched, codes_of(units_) - last_end));
+    const std::int64_t most = fetches_into_l2(args_) ? kFetchedIntoL2 : kFetched;
+    fetch(last_end, std::min<std::int64_t>(most, codes_of(units_) - last_end));
+    if (!is_affine(args_.qtype)) return;
     const int fields = 8 / bits_;
     for (int field = 0; field < fields; ++field) fetch_scales(unit, field, fields);
   }
@@ -170,19 +174,22 @@ class FirstCodes {
   }
 
  private:
-  static constexpr std::int64_t kFetched = 12 << 10;  // as far ahead as kernels fetch, or nearly
+  // About as far ahead as kernels fetch; on Zen 4 with short stripes.
+  static constexpr std::int64_t kFetched = 10 << 10, kFetchedIntoL2 = 12 << 10;
   // Many rows have time to wait. In long stripes the codes that are multiplied at once lie further apart.
   static constexpr std::int64_t kMostRows = 8, kLongestStripe = 2048;
 
-  /// Into the caches that kernels fetch into. The L1 cache of Zen 4 has places for 24 lines on their way: the operators
-  /// of 576 x 192 int4 weights take 0.88 of the time with its L2 cache, of 576 x 576 0.91, of 576 x 1536 0.95.
+  /// As the kernels do: the L1 cache of Zen 4 has places for 24 lines on their way. One and two rows of 576 x 192 int4
+  /// weights take 0.84 to 0.92 of the time with the L2 cache, of 576 x 576 0.9, of int8 weights 0.9 to 0.95.
+  static bool fetches_into_l2(const MatmulArgs& args) { return args.cores == Cores::zen4; }
   void fetch(const void* from, std::int64_t bytes) const {
     const auto* at = static_cast<const std::uint8_t*>(from);
-    if (args_.cores == Cores::zen4) {
+    if (fetches_into_l2(args_)) {
       for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
     } else {
       for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 0);
     }
+    asm volatile("");  // GCC takes a function of prefetches alone for one without effects and drops the calls of it
   }
   void fetch_scales(std::int64_t unit, int field, int fields) const {
     const std::int64_t all = args_.N * args_.groups / fields;

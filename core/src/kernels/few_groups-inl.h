@@ -25,7 +25,7 @@ struct FewGroups {
 
   static bool serves(std::int64_t groups) { return groups <= kMost; }
 
-  /// More groups than kMost are not for its use.
+  /// May be made, though not used, where there are more groups than kMost.
   explicit FewGroups(std::int64_t count)
       : groups(smaller(count, kMost)), vectors(static_cast<int>(ceil_div(groups, kLanes / kChannels))) {
     const auto all = [](std::int64_t n) { return _mm512_set1_epi32(static_cast<int>(n)); };
@@ -42,12 +42,11 @@ struct FewGroups {
     for (std::int64_t i = 1; i <= kChannels; ++i) last_groups |= std::uint64_t{1} << (i * groups - 1);
   }
 
-  /// Vector v of the constants that lie in `all` vectors; zeros where there is no group.
+  /// Vector v of the constants that lie in `all` vectors, or in the first two of them; zeros where there is no group.
+  template <bool kInAll>
   QUANTO_INLINE FloatLanes groups_of(int v, const FloatLanes (&all)[kVectors]) const {
     __m512 found = _mm512_maskz_permutex2var_ps(filled[v], (__m512)all[0], places[v], (__m512)all[1]);
-    if (groups > kMost * 2 / kVectors) {
-      found = _mm512_mask_permutexvar_ps(found, in_last[v], places[v], (__m512)all[2]);
-    }
+    if constexpr (kInAll) found = _mm512_mask_permutexvar_ps(found, in_last[v], places[v], (__m512)all[2]);
     return (FloatLanes)found;
   }
 

@@ -20,34 +20,32 @@ namespace {
 constexpr std::int64_t kFetchAhead = 2048;
 template <class Dots>
 constexpr std::int64_t kRowFetchAhead = kVectorBytes == 64 && is_affine_qtype(Dots::kQType) ? 10240 : 8192;
-/// Whether codes of the next unit are fetched in the order of memory, as many as are multiplied, where rows are
-/// several. They gain by it; but not where vectors are so wide and codes so large that few rows take no longer than
-/// memory does. Fields that take turns at the codes of a unit leave no other order.
+/// Whether codes further on are fetched in the order of memory, as many as are multiplied, where rows are several. They
+/// gain by it; but not where vectors are so wide and codes so large that few rows take no longer than memory does.
+/// Fields that take turns at the codes of a unit leave no other order.
 template <class Dots, int kRows>
 constexpr bool kFetchesInOrder = kIsOneField<Dots> ||
                                  (kRows > 1 && (kVectorBytes < 64 || is_affine_qtype(Dots::kQType)));
 
-/// Whether Zen 4 fetches them kFetchedAhead, or a unit if that is less, for more than one row: fewer codes that nobody
-/// has fetched when a thread begins than with a whole unit, 0.97 of the time of 4096 x 1024 and two rows of float32 and
-/// int4. A single row, which takes no longer than memory does, takes 1.13 times as long so.
-template <class Dots>
-constexpr bool kFetchesAhead = is_affine_qtype(Dots::kQType) && !kIsOneField<Dots>;
-
 /// Zen 4 drops some of the fetches into its L2 cache, and what it has dropped takes as long as memory does. Codes are
 /// fetched again some time later, where rows are so many that memory has time for that: 0.95 of the time of eight rows
-/// of 8-bit codes, 0.98 of that of two rows of float32 and int4. Packed codes are fetched as little ahead as
-/// kFetchedAhead.
+/// of 8-bit codes, 0.98 of that of two rows of float32 and int4, which are fetched no more than kFetchedAhead of their
+/// use.
 template <class Dots, int kRows>
 constexpr bool kFetchesTwice = kRows >= (is_affine_qtype(Dots::kQType) ? 2 : 4);
-template <class Dots>
-constexpr std::int64_t kBeforeSecondFetch = std::int64_t{is_affine_qtype(Dots::kQType) ? 4 : 16} << 10;
+template <class Dots, int kRows>
+constexpr std::int64_t kBeforeSecondFetch = std::int64_t{!is_affine_qtype(Dots::kQType) ? 16
+                                                         : kRows == 2                   ? 4
+                                                                                        : 8}
+                                            << 10;
 
 /// What is multiplied at once: codes of some stripes with some rows, from k on.
 struct FewRowsBlock {
   const std::uint8_t* codes;  ///< of the first stripe
   std::int64_t apart;         ///< bytes from a stripe to the next
   const std::uint8_t* next;   ///< the codes that are needed after these
-  const std::uint8_t* later;  ///< what is fetched meanwhile: as many bytes as these codes, in the order of memory
+  const std::uint8_t* later;  ///< what is fetched meanwhile: as many bytes as these codes, in the order of memory;
+                              ///< may lie behind the last codes, where a fetch does no harm
   std::int64_t stripe;        ///< the first one, counted within the unit
   std::int64_t m;
   std::int64_t k, depth;  ///< whole chunks, at most segment_depth()
@@ -72,7 +70,7 @@ template <class Dots, int kStripes, int kRows>
 struct FewRowsFetch {
   std::int64_t near, far;  ///< from the codes that are multiplied
   std::int64_t turn;       ///< from where on in a stripe it is `far`
-  bool into_l2;            ///< instead: codes of the next unit in the order of memory
+  bool into_l2;            ///< instead: codes further on in the order of memory, FewRowsBlock::later
 
   FewRowsFetch(const MatmulArgs& a, const FewRowsBlock& block) : near(0), far(0), into_l2(fetches_into_l2(a)) {
     std::int64_t ahead = kRows == 1 ? kRowFetchAhead<Dots> / kStripes : smaller(kFetchAhead, block.depth);
@@ -109,7 +107,7 @@ struct FewRowsFetch {
     QUANTO_UNROLL for (int s = 0; s < kFetchedLines<Dots, kStripes>; ++s) {
       __builtin_prefetch(fetched + s * Dots::kChunk, 0, kLocality);
       if constexpr (kLocality == 2 && kFetchesTwice<Dots, kRows>) {
-        __builtin_prefetch(fetched + s * Dots::kChunk - kBeforeSecondFetch<Dots>, 0, kLocality);
+        __builtin_prefetch(fetched + s * Dots::kChunk - kBeforeSecondFetch<Dots, kRows>, 0, kLocality);
       }
     }
   }

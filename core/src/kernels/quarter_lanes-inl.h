@@ -192,7 +192,7 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
     float* scales;       ///< of (set, field, group), four channels each, or the links of chains
     bool* chained;       ///< whether they are those
     std::int64_t groups;
-    bool few;
+    bool few;  ///< whether groups are FewGroups
 
     Scratch(const MatmulArgs& a, void* memory)
         : SetsScratch(a, memory), groups(round_up(a.groups, kLanes)), few(FewGroups::serves(a.groups)) {
@@ -468,7 +468,8 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
   template <int kVectorCount, bool kWhole, bool kChained>
   static __attribute__((flatten)) void start_few(const FewGroups& few, const MatmulArgs& a, std::int64_t n,
                                                  std::int64_t count, int field, float* out, FloatLanes* totals) {
-    const std::int64_t row = n * few.groups, values = count * few.groups;
+    // A set that a unit lacks may lie far behind the last one.
+    const std::int64_t row = count == 0 ? 0 : n * few.groups, values = count * few.groups;
     FloatLanes scales[FewGroups::kVectors] = {}, offsets[FewGroups::kVectors] = {};
     QUANTO_UNROLL for (int v = 0; v < kVectorCount; ++v) {
       const auto here = [&](std::int64_t end) __attribute__((always_inline)) {
@@ -484,10 +485,11 @@ struct QuarterLanes : LaneSets<QuarterLanes<Columns, kOfChains>, Columns, Quarte
       }
       scales[v] = so.scale * Columns::field_factor(field);
     }
+    constexpr bool kInAll = kVectorCount == FewGroups::kVectors;
     FloatLanes minus_offset[kVectorCount];
     QUANTO_UNROLL for (int v = 0; v < kVectorCount; ++v) {
-      store(out + v * kLanes, few.groups_of(v, scales), kLanes);
-      minus_offset[v] = few.groups_of(v, offsets);
+      store(out + v * kLanes, few.groups_of<kInAll>(v, scales), kLanes);
+      minus_offset[v] = few.groups_of<kInAll>(v, offsets);
     }
     add_shifts(Prepared(a), 0, minus_offset, totals);
   }

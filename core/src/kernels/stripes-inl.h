@@ -123,8 +123,8 @@ inline void copy_straddling_channel(const MatmulArgs& a, std::int64_t n, int fie
 /// times as fast.
 QUANTO_INLINE bool fetches_into_l2(const MatmulArgs& a) { return a.cores == Cores::zen4; }
 
-/// How far ahead of their use packed codes go into the L2 cache: further than memory takes to bring them, which is 195
-/// to 500 ns, and less than the cache drops.
+/// How far ahead of their use, at least, packed codes go into the L2 cache: further than they are multiplied while
+/// memory brings them, which takes 200 to 500 ns.
 constexpr std::int64_t kFetchedAhead = std::int64_t{12} << 10;
 
 /// Fetches `bytes` bytes that are about to be read once.
