@@ -127,7 +127,7 @@ struct ChannelLanes {
   static void prepare_tables(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
     static_assert(!kTables || kMostRows <= kRowsAtOnce);
     bool plain = true;
-    for (std::int64_t column = 0; column < p.columns; ++column) {
+    for (std::int64_t column = 0; column < p.columns; column += kLanes / kColumnBytes) {
       const std::int64_t k = column * kColumnBytes;
       Columns::make_tables(a.x, m * a.x_stride + k, a.K - k, p.words_at(0, column) + m * kWords, p.each * kWords,
                            plain);
