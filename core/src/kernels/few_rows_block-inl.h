@@ -29,8 +29,8 @@ constexpr bool kFetchesInOrder = kIsOneField<Dots> ||
 
 /// Zen 4 drops some of the fetches into its L2 cache, and what it has dropped takes as long as memory does. Codes are
 /// fetched again some time later, where rows are so many that memory has time for that: 0.95 of the time of eight rows
-/// of 8-bit codes, 0.98 of that of two rows of float32 and int4, which are fetched no more than kFetchedAhead of their
-/// use.
+/// of 8-bit codes, 0.98 of that of two rows of float32 and int4, some of which are fetched no more than kFetchedAhead
+/// before their use.
 template <class Dots, int kRows>
 constexpr bool kFetchesTwice = kRows >= (is_affine_qtype(Dots::kQType) ? 2 : 4);
 template <class Dots, int kRows>
