@@ -14,8 +14,8 @@
 // Columns (bf16_columns-inl.h, float_columns-inl.h) says what a column decodes to and what it is multiplied with, or in
 // which tables it looks up what it adds (table_columns-inl.h). Codes are multiplied as they are, and what shifts
 // contribute comes from the sums of the activations, as in few_rows-inl.h. The order of the additions is the same for
-// every row, whatever the others are: that of K, cut where groups and segments end. What shifts contribute is added
-// with each group, with tables before all of them.
+// every row, whatever the others are: that of K, cut where groups and segments end, with tables that of columns four
+// apart where squares are whole. What shifts contribute is added with each group, with tables before all of them.
 #pragma once
 
 #include <cstddef>
@@ -29,6 +29,7 @@
 #include "kernels/lane_sums-inl.h"
 #include "kernels/lanes-inl.h"
 #include "kernels/product_sums-inl.h"
+#include "kernels/square_steps-inl.h"
 #include "kernels/stripes-inl.h"
 #include "kernels/transpose-inl.h"
 
@@ -123,14 +124,20 @@ struct ChannelLanes {
     }
     for (std::int64_t i = 0; i < count; ++i) p.plain[m + i] = plain[i];
   }
+  /// Whether groups end where squares do. Then the columns of tables come in the order of SquareSteps, for all rows.
+  static bool takes_whole_squares(const MatmulArgs& a) {
+    return kTables && a.K % kVectorBytes == 0 && a.group_size % kVectorBytes == 0;
+  }
   /// The tables of row m, each where its word would be. All rows are in one block.
   static void prepare_tables(const MatmulArgs& a, const Prepared& p, std::int64_t m) {
     static_assert(!kTables || kMostRows <= kRowsAtOnce);
     bool plain = true;
-    for (std::int64_t column = 0; column < p.columns; column += kLanes / kColumnBytes) {
+    const bool as_steps = takes_whole_squares(a);
+    const auto column_at = [&](int i) { return as_steps ? SquareSteps::column_at(i) : i; };
+    for (std::int64_t column = 0; column < p.columns; column += kLanes) {
       const std::int64_t k = column * kColumnBytes;
-      Columns::make_tables(a.x, m * a.x_stride + k, a.K - k, p.words_at(0, column) + m * kWords, p.each * kWords,
-                           plain);
+      Columns::make_tables(a.x, m * a.x_stride + k, a.K - k, column_at, p.words_at(0, column) + m * kWords,
+                           p.each * kWords, plain);
     }
     p.plain[m] = plain;
   }
@@ -242,7 +249,8 @@ struct ChannelLanes {
     return load<BitLanes>(codes, kLanes);
   }
 
-  /// A segment of all squares of a unit to columns.
+  /// A segment of all squares of a unit to columns. `kAsSteps`: in the order of SquareSteps.
+  template <bool kAsSteps>
   static __attribute__((noinline)) void transpose_segment(const MatmulArgs& a, const UnitStripes& u,
                                                           const Scratch& scratch, std::int64_t begin,
                                                           std::int64_t end) {
@@ -263,7 +271,7 @@ struct ChannelLanes {
           if (count < kLanes && u.whole < u.count) square[count] = load_straddling(a, u, k);
         }
         transpose(square);
-        QUANTO_UNROLL for (int i = 0; i < kLanes; ++i) out[i] = square[i];
+        QUANTO_UNROLL for (int i = 0; i < kLanes; ++i) { out[i] = square[kAsSteps ? SquareSteps::column_at(i) : i]; }
       }
     }
   }
@@ -291,10 +299,10 @@ struct ChannelLanes {
     }
   };
 
-  /// `kAtOnce`: columns come from codes that are transposed just before, not from those of transpose_segment().
+  /// `kAtOnce`: columns come from codes that are transposed meanwhile, not from those of transpose_segment().
   template <int kSquares, int kFirst, int kFieldsNow, int kRows, bool kAtOnce = false>
   static __attribute__((noinline)) void multiply(const MatmulArgs& a, const Scratch& scratch, const Block& b) {
-    static_assert(!kAtOnce || kSquares == 1);
+    static_assert(!kAtOnce || (kSquares == 1 && kRows == 1 && kVectors == 2));
     const Prepared p(a);
     Sums<kSquares, kFirst, kFieldsNow, kRows> sums;
     FloatLanes* totals[kSquares][kFieldsNow];
@@ -307,16 +315,30 @@ struct ChannelLanes {
     const std::uint32_t* x = p.words_at(b.number, b.begin / kColumnBytes);
     StripeFetch<2> fetch(a, b.later, segment_of(a), a.K);
     std::int64_t next = b.begin;
+    SquareSteps square;  // at `next`, of which the first four columns are finished
+    if constexpr (kAtOnce) {
+      QUANTO_UNROLL for (int i = 0; i < kLanes; ++i) square.read(i, b.codes + next, a.K);
+      QUANTO_UNROLL for (int step = 0; step < 4; ++step) square.finish(0, step);
+    }
     const auto add_columns = [&](std::int64_t count) __attribute__((always_inline)) {
       if constexpr (kAtOnce) {
         for (std::int64_t i = 0; i < count; i += kLanes, next += kVectorBytes) {
-          BitLanes square[kLanes];
-          load_square<true>(a, b.codes, kLanes, next, square);
-          transpose(square);
+          const std::uint8_t* codes_then = b.codes + (next + kVectorBytes < b.end ? next + kVectorBytes : next);
+          SquareSteps following;
           QUANTO_UNROLL for (int j = 0; j < kLanes; ++j, x += kVectors * kRows * kWords) {
             if (kFirst == 0) fetch.next();
-            sums.add_column(&square[j], x, 0);
+            const auto codes = Columns::codes_of((BitLanes)square.of[SquareSteps::column_at(j)]);
+            const auto add = [&](int v) __attribute__((always_inline)) {
+              sums.add_products(
+                  &codes, v, [&](int) __attribute__((always_inline)) { return Columns::load_x(x + v * kWords); });
+            };
+            add(0);
+            if (j < kLanes - 4) square.finish(j / 4 + 1, j % 4);
+            add(1);
+            following.read(j, codes_then, a.K);
           }
+          square = following;
+          QUANTO_UNROLL for (int step = 0; step < 4; ++step) square.finish(0, step);
         }
         return;
       }
@@ -376,12 +398,12 @@ struct ChannelLanes {
     if constexpr (kSquares > 1) multiply_squares<kSquares / 2, kRows>(a, scratch, b, squares);
   }
 
-  /// A single row, whose units are squares, looks columns up that have been transposed just before and are in registers
-  /// still: 0.96 of the time. Groups have to end where squares do. Two and three rows gain nothing by it.
+  /// A single row, whose units are squares, looks columns up that are in registers, and transposes the square that
+  /// follows meanwhile: 0.88 of the time. Groups have to end where squares do. Two and three rows gain nothing by it.
   template <int kRows>
   static constexpr bool kMayTransposeAtOnce = kTables && !kIsOneField<Columns> && kRows == 1;
   static bool transposes_at_once(const MatmulArgs& a, const UnitStripes& u) {
-    return u.count == kLanes && a.K % kVectorBytes == 0 && a.group_size % kVectorBytes == 0;
+    return u.count == kLanes && takes_whole_squares(a);
   }
 
   template <int kRows>
@@ -401,7 +423,8 @@ struct ChannelLanes {
           continue;
         }
       }
-      transpose_segment(a, u, scratch, k, end);
+      takes_whole_squares(a) ? transpose_segment<kTables>(a, u, scratch, k, end)
+                             : transpose_segment<false>(a, u, scratch, k, end);
       for (std::int64_t i = 0; i < blocks; ++i) {
         multiply_squares<kSquaresAtOnce<kRows>, kRows>(a, scratch, {0, k, end, i, later, u.field, nullptr},
                                                        ceil_div(u.count, kLanes));

@@ -48,20 +48,28 @@ struct TableColumns : FloatColumnsOf<QType::qint2, kDType> {
     return sum + (FloatLanes)_mm512_permutexvar_ps((__m512i)pairs, (__m512)table);
   }
 
-  /// The tables of kLanes activations, eight pairs, of which `left` exist: `apart` words after one another. Each takes
-  /// its activations from memory, where a broadcast is nothing but a load.
-  static inline void make_tables(const void* x, std::int64_t index, std::int64_t left, std::uint32_t* out,
-                                 std::int64_t apart, bool& plain) {
-    const FloatLanes values = load_remaining<kDType>(x, index, left);
-    plain &= all_plain(values);
-    float each[kLanes];
-    store(each, values, kLanes);
+  /// The tables of the activations of a square's columns, 64, of which `left` exist: of pair after pair, of the column
+  /// column_at(0) first, `apart` words after one another. Each takes its activations from memory, where a broadcast is
+  /// nothing but a load.
+  template <class ColumnAt>
+  static inline void make_tables(const void* x, std::int64_t index, std::int64_t left, ColumnAt column_at,
+                                 std::uint32_t* out, std::int64_t apart, bool& plain) {
+    constexpr int kOfColumn = 2 * kVectors;
+    float each[kOfColumn * kLanes];
+    for (int i = 0; i < kOfColumn * kLanes; i += kLanes) {
+      const FloatLanes values = load_remaining<kDType>(x, index + i, left - i);
+      plain &= all_plain(values);
+      store(each + i, values, kLanes);
+    }
     const __m512i lane = (__m512i)lane_numbers();
     const auto low = (FloatLanes)_mm512_cvtepi32_ps(_mm512_and_si512(lane, _mm512_set1_epi32(3)));
     const auto high = (FloatLanes)_mm512_cvtepi32_ps(_mm512_srli_epi32(lane, 2));
-    QUANTO_UNROLL for (int pair = 0; pair < kLanes / 2; ++pair) {
-      const FloatLanes table = multiply_add(high, broadcast(each[2 * pair + 1]), low * broadcast(each[2 * pair]));
-      store(out + pair * apart, table, kLanes);
+    for (int i = 0; i < kLanes; ++i) {
+      const float* of_column = each + kOfColumn * column_at(i);
+      QUANTO_UNROLL for (int v = 0; v < kVectors; ++v, out += apart) {
+        const FloatLanes first = low * broadcast(of_column[2 * v]);
+        store(out, multiply_add(high, broadcast(of_column[2 * v + 1]), first), kLanes);
+      }
     }
   }
 };
