@@ -7,7 +7,13 @@
 // arithmetic take turns; a row shows medians. `roof%` compares with max(bytes / read speed, multiply-adds / peak),
 // where bytes are those of codes, scales and shifts; `error` is the largest of a sample of elements, as a part of the
 // bound that the tests allow: more than 1 is wrong.
+//
+//   matmul_bench --qtype=qint4 --shape=4096x4096 --m=1 --against=/tmp/before/libquanto_bench.so
+//
+// With another build's library, it and the one beside this program take turns, and `ratio` is the time of this build
+// over that of the other.
 #include <benchmark/benchmark.h>
+#include <dlfcn.h>
 
 #include <algorithm>
 #include <chrono>
@@ -15,12 +21,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <iostream>
 #include <map>
 #include <memory>
 #include <optional>
 #include <random>
 #include <regex>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -63,6 +71,7 @@ constexpr Activations kActivations[] = {{"float32", DType::float32},
 struct Options {
   std::string qtype = ".*", dtype = ".*", shape = ".*", m = ".*", isa = ".*";
   std::string json;
+  std::string against;          ///< path of another build's library
   double seconds = 1;           ///< to spend on a cell
   double limit = 10;            ///< a cell whose call would take more seconds is skipped
   std::int64_t pool = 0;        ///< megabytes of weights, 0: 8 times the last-level cache
@@ -106,6 +115,10 @@ std::vector<Arithmetic> arithmetic_of(const Cell& c) {
   if (c.activations.codes == QType::qint8 && !qtype_info(c.qtype).is_floating_point) add(Arithmetic::int8);
   if (c.activations.codes == QType::qint8 && is_affine(c.qtype)) add(Arithmetic::packed);
   return kinds;
+}
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 Pool& pool() {
@@ -191,6 +204,40 @@ Weights& weights_of(const Cell& c) {
   return *current;
 }
 
+/// The matmul of a build, loaded with its core.
+class Build {
+ public:
+  explicit Build(const std::string& path) {
+    void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library == nullptr) throw std::runtime_error(std::string("--against: ") + dlerror());
+    matmul_ = reinterpret_cast<Matmul>(dlsym(library, "quanto_bench_matmul"));
+    matmul_codes_ = reinterpret_cast<MatmulCodes>(dlsym(library, "quanto_bench_matmul_codes"));
+    force_isa_ = reinterpret_cast<ForceIsa>(dlsym(library, "quanto_bench_force_isa"));
+    if (matmul_ == nullptr || matmul_codes_ == nullptr || force_isa_ == nullptr) {
+      throw std::runtime_error("--against: " + path + " is not the libquanto_bench.so of a build");
+    }
+  }
+
+  void multiply(const ActivationView& x, const WeightView& w, void* y) const { matmul_(&x, &w, y); }
+  void multiply(const CodesView& x, const WeightView& w, DType dtype, void* y) const {
+    matmul_codes_(&x, &w, dtype, y);
+  }
+  void force_isa(const std::string& name) const { force_isa_(name.c_str()); }
+
+ private:
+  using ForceIsa = void (*)(const char*);
+  using Matmul = void (*)(const ActivationView*, const WeightView*, void*);
+  using MatmulCodes = void (*)(const CodesView*, const WeightView*, DType, void*);
+  Matmul matmul_;
+  MatmulCodes matmul_codes_;
+  ForceIsa force_isa_;
+};
+/// This build and the other one, both as libraries: one that is linked differs from itself by 1 or 2 percent.
+struct Builds {
+  Build own, other;
+};
+std::unique_ptr<const Builds> builds;
+
 /// The activations of a cell, and what is done with them.
 class Input {
  public:
@@ -202,6 +249,9 @@ class Input {
   void multiply(const WeightView& w, void* y) const {
     cell_.activations.codes ? matmul_codes(codes(), w, nullptr, cell_.activations.dtype, y)
                             : matmul(floats(), w, nullptr, y);
+  }
+  void multiply_in(const Build& build, const WeightView& w, void* y) const {
+    cell_.activations.codes ? build.multiply(codes(), w, cell_.activations.dtype, y) : build.multiply(floats(), w, y);
   }
 
   std::string kernel_name(const WeightView& w) const {
@@ -250,11 +300,8 @@ struct Measured {
   Arithmetic fastest;
   double error;
   std::string kernel;
+  double ratio;  ///< of this build's time to the other one's, if there is one
 };
-
-double seconds_since(std::chrono::steady_clock::time_point start) {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-}
 
 /// Seconds that a row takes in the last cell of each series: what the next one will take.
 std::map<std::string, double> seconds_per_row;
@@ -266,6 +313,34 @@ std::pair<Arithmetic, double> fastest_of(const std::map<Arithmetic, std::vector<
     if (median > best.second) best = {kind, median};
   }
   return best;
+}
+
+/// The median ratio of this build's time to the other's. Turns are short and neighbours are compared, since what else
+/// happens on a machine changes within milliseconds; the first calls of a turn meet caches of the other build.
+double measure_ratio(const Cell& c, const Input& x, void* y) {
+  constexpr double kTurnSeconds = 1e-3;
+  constexpr int kFirst = 2;
+  Weights& weights = weights_of(c);
+  const auto median_call = [&](bool other, int calls) {
+    std::vector<double> seconds;
+    for (int i = 0; i < kFirst + calls; ++i) {
+      const WeightView w = weights.next();
+      const auto start = std::chrono::steady_clock::now();
+      x.multiply_in(other ? builds->other : builds->own, w, y);
+      if (i >= kFirst) seconds.push_back(seconds_since(start));
+    }
+    return summarize(seconds).median;
+  };
+  const int calls = static_cast<int>(std::clamp(kTurnSeconds / median_call(false, 3), 1.0, 1000.0));
+  std::vector<double> ratios;
+  std::minstd_rand generator(7);
+  const auto start = std::chrono::steady_clock::now();
+  while (ratios.size() < 3 || seconds_since(start) < options.seconds) {
+    const bool other_first = generator() % 2 == 0;
+    const double first = median_call(other_first, calls), second = median_call(!other_first, calls);
+    ratios.push_back(other_first ? second / first : first / second);
+  }
+  return summarize(ratios).median;
 }
 
 Measured measure(const Cell& c) {
@@ -296,11 +371,17 @@ Measured measure(const Cell& c) {
   }
   seconds_per_row[series_name(c)] = summarize(seconds).median / static_cast<double>(c.M);
   const auto [fastest, peak] = fastest_of(peaks);
-  return {summarize(seconds), summarize(reads), peak, fastest, sampled_error(c, x, w, y.get()), x.kernel_name(w)};
+  const double error = sampled_error(c, x, w, y.get());  // of the last call: others follow
+  const double ratio = builds == nullptr ? 0 : measure_ratio(c, x, y.get());
+  return {summarize(seconds), summarize(reads), peak, fastest, error, x.kernel_name(w), ratio};
 }
 
 void run(benchmark::State& state, const Cell& c) {
   force_isa(c.isa);
+  if (builds != nullptr) {
+    builds->own.force_isa(c.isa);
+    builds->other.force_isa(c.isa);
+  }
   const auto known = seconds_per_row.find(series_name(c));
   if (known != seconds_per_row.end() && known->second * static_cast<double>(c.M) > options.limit) {
     state.SkipWithError("a call would take longer than --limit");
@@ -319,6 +400,7 @@ void run(benchmark::State& state, const Cell& c) {
   state.counters["GMAC/s"] = macs / m.seconds.median / 1e9;
   state.counters["roof%"] = 100 * std::max(memory_roof, compute_roof) / m.seconds.median;
   state.counters["error"] = m.error;
+  if (builds != nullptr) state.counters["ratio"] = m.ratio;
   state.counters["read GB/s"] = m.read.median / 1e9;
   state.counters["peak GMAC/s"] = m.peak / 1e9;
   const std::string bound = memory_roof > compute_roof ? "memory" : arithmetic_name(m.fastest);
@@ -331,8 +413,9 @@ class Table : public benchmark::BenchmarkReporter {
  public:
   bool ReportContext(const Context& context) override {
     PrintBasicContext(&GetErrorStream(), context);
-    std::printf("%-58s %10s %8s %8s %8s %7s %7s  %8s %8s  %s\n", "weights/activations/KxN/isa/rows", "ms", "spread%",
-                "GB/s", "GMAC/s", "roof%", "error", "read", "peak", "bound, kernel");
+    std::printf("%-58s %10s %8s %8s %8s %7s %7s  %8s %8s%s  %s\n", "weights/activations/KxN/isa/rows", "ms", "spread%",
+                "GB/s", "GMAC/s", "roof%", "error", "read", "peak", builds == nullptr ? "" : "   ratio",
+                "bound, kernel");
     return true;
   }
 
@@ -344,9 +427,11 @@ class Table : public benchmark::BenchmarkReporter {
         continue;
       }
       const auto value = [&](const char* key) { return run.counters.at(key).value; };
-      std::printf("%-58s %10.4f %8.1f %8.1f %8.1f %7.1f %7.1g  %8.1f %8.0f  %s\n", name.c_str(),
-                  run.GetAdjustedRealTime(), value("spread%"), value("GB/s"), value("GMAC/s"), value("roof%"),
-                  value("error"), value("read GB/s"), value("peak GMAC/s"), run.report_label.c_str());
+      std::printf("%-58s %10.4f %8.1f %8.1f %8.1f %7.1f %7.1g  %8.1f %8.0f", name.c_str(), run.GetAdjustedRealTime(),
+                  value("spread%"), value("GB/s"), value("GMAC/s"), value("roof%"), value("error"), value("read GB/s"),
+                  value("peak GMAC/s"));
+      if (builds != nullptr) std::printf(" %7.3f", value("ratio"));
+      std::printf("  %s\n", run.report_label.c_str());
     }
     std::fflush(stdout);
   }
@@ -386,9 +471,9 @@ void add_cells() {
 
 /// Takes our own `--name=value` out of the arguments.
 void read_options(std::vector<std::string>& arguments) {
-  const std::map<std::string, std::string*> texts = {{"--qtype=", &options.qtype}, {"--dtype=", &options.dtype},
-                                                     {"--shape=", &options.shape}, {"--m=", &options.m},
-                                                     {"--isa=", &options.isa},     {"--json=", &options.json}};
+  const std::map<std::string, std::string*> texts = {
+      {"--qtype=", &options.qtype}, {"--dtype=", &options.dtype}, {"--shape=", &options.shape},    {"--m=", &options.m},
+      {"--isa=", &options.isa},     {"--json=", &options.json},   {"--against=", &options.against}};
   std::vector<std::string> others;
   for (const std::string& argument : arguments) {
     const std::string name = argument.substr(0, argument.find('=') + 1);
@@ -423,6 +508,10 @@ int main_with(std::vector<std::string> arguments) {
   int argc = static_cast<int>(argv.size());
   benchmark::Initialize(&argc, argv.data());
   if (benchmark::ReportUnrecognizedArguments(argc, argv.data())) return 1;
+  if (!options.against.empty()) {
+    const auto own = std::filesystem::read_symlink("/proc/self/exe").replace_filename("libquanto_bench.so");
+    builds = std::make_unique<const Builds>(Builds{Build(own.string()), Build(options.against)});
+  }
   add_cells();
   benchmark::AddCustomContext("weights rotate through", pool().describe());
   benchmark::AddCustomContext("threads", std::to_string(thread_count()));
@@ -433,4 +522,11 @@ int main_with(std::vector<std::string> arguments) {
 }  // namespace
 }  // namespace quanto::bench
 
-int main(int argc, char** argv) { return quanto::bench::main_with({argv, argv + argc}); }
+int main(int argc, char** argv) {
+  try {
+    return quanto::bench::main_with({argv, argv + argc});
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "matmul_bench: %s\n", error.what());
+    return 1;
+  }
+}
