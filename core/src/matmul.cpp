@@ -10,6 +10,7 @@
 #include "buffer.h"
 #include "check.h"
 #include "float_io.h"
+#include "kernels/fetch-inl.h"
 #include "kernels/registry.h"
 #include "planes.h"
 #include "quantized_rows.h"
@@ -154,16 +155,16 @@ class FirstCodes {
 
   /// Whether fetching them is worth it.
   static bool worthwhile(const MatmulArgs& args) {
-    return (is_affine(args.qtype) || fetches_into_l2(args)) && args.M <= kMostRows && args.K <= kLongestStripe &&
-           args.planes == nullptr;
+    return (is_affine(args.qtype) || kernels::fetches_into_l2(args)) && args.M <= kMostRows &&
+           args.K <= kLongestStripe && args.planes == nullptr;
   }
 
   /// Those of `unit`; nothing if the thread has just done the unit before it, or fetched them.
   void fetch_for(std::int64_t unit) const {
     if (!wanted_ || last_end == codes_of(unit)) return;
     last_end = codes_of(unit);
-    const std::int64_t most = fetches_into_l2(args_) ? kFetchedIntoL2 : kFetched;
-    fetch(last_end, std::min<std::int64_t>(most, codes_of(units_) - last_end));
+    const std::int64_t most = kernels::fetches_into_l2(args_) ? kFetchedIntoL2 : kFetched;
+    kernels::fetch(args_, last_end, std::min<std::int64_t>(most, codes_of(units_) - last_end));
     if (!is_affine(args_.qtype)) return;
     const int fields = 8 / bits_;
     for (int field = 0; field < fields; ++field) fetch_scales(unit, field, fields);
@@ -174,30 +175,19 @@ class FirstCodes {
   }
 
  private:
-  // About as far ahead as kernels fetch; on Zen 4 with short stripes.
+  // About as far ahead as kernels fetch; on Zen 4 with short stripes, where one and two rows of 576 x 192 int4 weights
+  // take 0.84 to 0.92 of the time with the L2 cache, of 576 x 576 0.9, of int8 weights 0.9 to 0.95.
   static constexpr std::int64_t kFetched = 10 << 10, kFetchedIntoL2 = 12 << 10;
   // Many rows have time to wait. In long stripes the codes that are multiplied at once lie further apart.
   static constexpr std::int64_t kMostRows = 8, kLongestStripe = 2048;
 
-  /// As the kernels do: the L1 cache of Zen 4 has places for 24 lines on their way. One and two rows of 576 x 192 int4
-  /// weights take 0.84 to 0.92 of the time with the L2 cache, of 576 x 576 0.9, of int8 weights 0.9 to 0.95.
-  static bool fetches_into_l2(const MatmulArgs& args) { return args.cores == Cores::zen4; }
-  void fetch(const void* from, std::int64_t bytes) const {
-    const auto* at = static_cast<const std::uint8_t*>(from);
-    if (fetches_into_l2(args_)) {
-      for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 2);
-    } else {
-      for (std::int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + i, 0, 0);
-    }
-    asm volatile("");  // GCC takes a function of prefetches alone for one without effects and drops the calls of it
-  }
   void fetch_scales(std::int64_t unit, int field, int fields) const {
     const std::int64_t all = args_.N * args_.groups / fields;
     const std::int64_t first = field * all + all * unit / units_, count = all / units_;
     const auto size = static_cast<std::int64_t>(dtype_size(args_.scale_dtype));
-    fetch(static_cast<const std::uint8_t*>(args_.scale) + first * size, count * size);
+    kernels::fetch(args_, static_cast<const std::uint8_t*>(args_.scale) + first * size, count * size);
     const std::int64_t shift_size = args_.shift_kind == ShiftKind::floating ? size : 1;
-    fetch(static_cast<const std::uint8_t*>(args_.shift) + first * shift_size, count * shift_size);
+    kernels::fetch(args_, static_cast<const std::uint8_t*>(args_.shift) + first * shift_size, count * shift_size);
   }
   const std::uint8_t* codes_of(std::int64_t unit) const {
     return args_.w + args_.N * args_.K * bits_ / 8 * unit / units_;

@@ -6,6 +6,7 @@
 
 #include "kernels/args-inl.h"
 #include "kernels/dots-inl.h"
+#include "kernels/fetch-inl.h"
 #include "kernels/kernel_table.h"
 #include "kernels/lanes-inl.h"
 
@@ -117,23 +118,9 @@ inline void copy_straddling_channel(const MatmulArgs& a, std::int64_t n, int fie
   }
 }
 
-/// Whether codes are fetched into the L2 cache, in the order of memory. The L1 cache of Zen 4 has places for 24 lines
-/// on their way, half of what memory takes, its L2 cache has enough: one row of 4096 x 4096 int8 weights reads 31 to 36
-/// GB/s so, in place of 25. It costs other data their place there, but a small language model decodes 1.12 to 1.19
-/// times as fast.
-QUANTO_INLINE bool fetches_into_l2(const MatmulArgs& a) { return a.cores == Cores::zen4; }
-
 /// How far ahead of their use, at least, packed codes go into the L2 cache: further than they are multiplied while
 /// memory brings them, which takes 200 to 500 ns.
 constexpr std::int64_t kFetchedAhead = std::int64_t{12} << 10;
-
-/// Fetches `bytes` bytes that are about to be read once.
-template <int kLocality>
-QUANTO_INLINE void fetch(const void* from, std::int64_t bytes) {
-  const auto* at = static_cast<const char*>(from);
-  for (std::int64_t i = 0; i < bytes + 63; i += 64) __builtin_prefetch(at + smaller(i, bytes - 1), 0, kLocality);
-  asm volatile("");  // GCC takes a function of prefetches alone for one without effects and drops the calls of it
-}
 
 /// Fetches the scales and shifts of the channels of a unit. They are read at once where the unit starts, or ends: from
 /// memory that takes as long as the codes of a short channel.
@@ -141,18 +128,15 @@ template <class Dots>
 inline void fetch_scales(const MatmulArgs& a, std::int64_t first, std::int64_t count) {
   if (count <= 0) return;
   const std::int64_t scale_bytes = a.scale_dtype == DType::float32 ? 4 : 2;
-  const auto fetch = [&](const void* from, std::int64_t bytes) {
-    fetches_into_l2(a) ? kernels::fetch<2>(from, bytes) : kernels::fetch<0>(from, bytes);
-  };
   if constexpr (!is_affine_qtype(Dots::kQType)) {
-    if (a.scale_step != 0) fetch(static_cast<const char*>(a.scale) + first * scale_bytes, count * scale_bytes);
+    if (a.scale_step != 0) fetch(a, static_cast<const char*>(a.scale) + first * scale_bytes, count * scale_bytes);
     return;
   }
   const std::int64_t shift_bytes = a.shift_kind == ShiftKind::floating ? scale_bytes : 1;
   for (int field = 0; field < Dots::kFields; ++field) {
     const std::int64_t row = (field * stripe_count<Dots>(a) + first) * a.groups;
-    fetch(static_cast<const char*>(a.scale) + row * scale_bytes, count * a.groups * scale_bytes);
-    fetch(static_cast<const char*>(a.shift) + row * shift_bytes, count * a.groups * shift_bytes);
+    fetch(a, static_cast<const char*>(a.scale) + row * scale_bytes, count * a.groups * scale_bytes);
+    fetch(a, static_cast<const char*>(a.shift) + row * shift_bytes, count * a.groups * shift_bytes);
   }
 }
 
