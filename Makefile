@@ -52,7 +52,7 @@ bench: build ## build and run the C++ benchmarks in a short form (bench/README.m
 	@$(cmake) --preset release > build/configure.log || (cat build/configure.log; false)
 	@$(cmake) --build --preset release -j $(jobs)
 	build/release/bench/quantize_bench --benchmark_min_time=0.05
-	build/release/bench/matmul_bench --seconds=0.1 --shape='4096x4096|576x1536' --m='1|8|512' --limit=2 --against=build/release/bench/libquanto_bench.so
+	build/release/bench/matmul_bench --seconds=0.1 --shape='4096x4096|576x1536' --m='1|8|512' --limit=2
 
 sanitize: setup ## run the C++ tests under AddressSanitizer + UndefinedBehaviorSanitizer, then ThreadSanitizer
 	@mkdir -p build

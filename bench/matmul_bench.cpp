@@ -207,15 +207,21 @@ Weights& weights_of(const Cell& c) {
 /// The matmul of a build, loaded with its core.
 class Build {
  public:
-  explicit Build(const std::string& path) {
+  explicit Build(const std::filesystem::path& file) {
+    const std::string path = std::filesystem::absolute(file).string();  // a bare name would be looked up elsewhere
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (library == nullptr) throw std::runtime_error(std::string("--against: ") + dlerror());
-    matmul_ = reinterpret_cast<Matmul>(dlsym(library, "quanto_bench_matmul"));
-    matmul_codes_ = reinterpret_cast<MatmulCodes>(dlsym(library, "quanto_bench_matmul_codes"));
-    force_isa_ = reinterpret_cast<ForceIsa>(dlsym(library, "quanto_bench_force_isa"));
-    if (matmul_ == nullptr || matmul_codes_ == nullptr || force_isa_ == nullptr) {
-      throw std::runtime_error("--against: " + path + " is not the libquanto_bench.so of a build");
-    }
+    const auto find = [&](const char* name) {
+      void* function = dlsym(library, name);
+      if (function == nullptr) {
+        throw std::runtime_error("--against: " + path + " is not the libquanto_bench.so of a build");
+      }
+      return function;
+    };
+    matmul_ = reinterpret_cast<Matmul>(find("quanto_bench_matmul"));
+    matmul_codes_ = reinterpret_cast<MatmulCodes>(find("quanto_bench_matmul_codes"));
+    force_isa_ = reinterpret_cast<ForceIsa>(find("quanto_bench_force_isa"));
+    reinterpret_cast<void (*)(int)>(find("quanto_bench_set_thread_count"))(thread_count());
   }
 
   void multiply(const ActivationView& x, const WeightView& w, void* y) const { matmul_(&x, &w, y); }
@@ -510,7 +516,7 @@ int main_with(std::vector<std::string> arguments) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv.data())) return 1;
   if (!options.against.empty()) {
     const auto own = std::filesystem::read_symlink("/proc/self/exe").replace_filename("libquanto_bench.so");
-    builds = std::make_unique<const Builds>(Builds{Build(own.string()), Build(options.against)});
+    builds = std::make_unique<const Builds>(Builds{Build(own), Build(options.against)});
   }
   add_cells();
   benchmark::AddCustomContext("weights rotate through", pool().describe());

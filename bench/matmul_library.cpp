@@ -2,6 +2,7 @@
 // are: both builds have to agree on them.
 #include "quanto/isa.h"
 #include "quanto/matmul.h"
+#include "quanto/parallel.h"
 
 extern "C" __attribute__((visibility("default"))) void quanto_bench_matmul(const quanto::ActivationView* x,
                                                                            const quanto::WeightView* w, void* y) {
@@ -16,4 +17,8 @@ extern "C" __attribute__((visibility("default"))) void quanto_bench_matmul_codes
 
 extern "C" __attribute__((visibility("default"))) void quanto_bench_force_isa(const char* name) {
   quanto::force_isa(name);
+}
+
+extern "C" __attribute__((visibility("default"))) void quanto_bench_set_thread_count(int count) {
+  quanto::set_thread_count(count);
 }

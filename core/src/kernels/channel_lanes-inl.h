@@ -399,7 +399,8 @@ struct ChannelLanes {
   }
 
   /// A single row, whose units are squares, looks columns up that are in registers, and transposes the square that
-  /// follows meanwhile: 0.88 of the time. Groups have to end where squares do. Two and three rows gain nothing by it.
+  /// follows meanwhile: 0.88 of the time. Groups have to end where squares do. Two and three rows have no registers for
+  /// it.
   template <int kRows>
   static constexpr bool kMayTransposeAtOnce = kTables && !kIsOneField<Columns> && kRows == 1;
   static bool transposes_at_once(const MatmulArgs& a, const UnitStripes& u) {

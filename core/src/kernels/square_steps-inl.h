@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "kernels/dots-inl.h"
 #include "kernels/lanes-inl.h"
 
 namespace quanto::kernels {
@@ -26,11 +27,14 @@ struct SquareSteps {
     const std::uint8_t* four = codes + row / 4 * 4 * apart;
     const __m512i even = _mm512_loadu_si512(four + (row % 4 - 1) * apart);
     const __m512i odd = _mm512_loadu_si512(four + row % 4 * apart);
-    put(row - 1, _mm512_unpacklo_epi32(even, odd), row, _mm512_unpackhi_epi32(even, odd));
+    of[row - 1] = _mm512_unpacklo_epi32(even, odd);
+    of[row] = _mm512_unpackhi_epi32(even, odd);
     if (row % 4 == 1) return;
     const __m512i low = of[row - 3], high = of[row - 2], more_low = of[row - 1], more_high = of[row];
-    put(row - 3, _mm512_unpacklo_epi64(low, more_low), row - 2, _mm512_unpackhi_epi64(low, more_low));
-    put(row - 1, _mm512_unpacklo_epi64(high, more_high), row, _mm512_unpackhi_epi64(high, more_high));
+    of[row - 3] = _mm512_unpacklo_epi64(low, more_low);
+    of[row - 2] = _mm512_unpackhi_epi64(low, more_low);
+    of[row - 1] = _mm512_unpacklo_epi64(high, more_high);
+    of[row] = _mm512_unpackhi_epi64(high, more_high);
   }
   /// Step 0 to 3 of the columns k, k + 4, k + 8 and k + 12, which then are in those vectors.
   QUANTO_INLINE void finish(int k, int step) {
@@ -43,14 +47,8 @@ struct SquareSteps {
  private:
   QUANTO_INLINE void deal_quarters(int i, int j) {
     const __m512i x = of[i], y = of[j];
-    put(i, _mm512_shuffle_i32x4(x, y, 0x88), j, _mm512_shuffle_i32x4(x, y, 0xdd));
-  }
-  /// Keeps steps where they are: the compiler would gather them.
-  QUANTO_INLINE void put(int i, __m512i x, int j, __m512i y) {
-    QUANTO_IN_REGISTER(x);
-    QUANTO_IN_REGISTER(y);
-    of[i] = x;
-    of[j] = y;
+    of[i] = _mm512_shuffle_i32x4(x, y, 0x88);
+    of[j] = _mm512_shuffle_i32x4(x, y, 0xdd);
   }
 };
 
